@@ -1,0 +1,76 @@
+"""Puts the caller's Tailscale identity on an OpenTelemetry span for every request of an ASGI service.
+
+from tailspan_otel import instrument
+
+instrument(app)  # last, after every add_middleware
+"""
+
+import atexit
+import logging
+import os
+from collections.abc import Iterable
+from ipaddress import ip_network
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace.export import SpanExporter
+
+from tailspan_otel.export import exporter_from_environment
+from tailspan_otel.identity import LOOPBACK, Network
+from tailspan_otel.middleware import Capture
+from tailspan_otel.recorder import Recorder
+
+__all__ = ["instrument"]
+
+SOCKET = "/var/run/tailscale/tailscaled.sock"
+
+log = logging.getLogger("tailspan")
+
+
+def instrument(app: Any, *, trusted_peers: Iterable[str] | None = None, exporter: SpanExporter | None = None) -> None:
+    """Records every request of a FastAPI or Starlette `app`. Call it last: what it wraps is what it sees.
+
+    `trusted_peers`: addresses or networks of the proxies whose identity headers and X-Forwarded-For are believed, in
+    place of `TAILSPAN_TRUSTED_PEERS` (comma-separated) and of the default, 127.0.0.1 and ::1. A unix socket always is.
+    `exporter` takes the place of OTLP over HTTP.
+
+    From the environment: `OTEL_SERVICE_NAME` (else the app's title), `OTEL_RESOURCE_ATTRIBUTES`
+    (`deployment.environment.name`), `OTEL_EXPORTER_OTLP_*`, `OTEL_BSP_*`, `OTEL_PROPAGATORS`, `OTEL_TRACES_EXPORTER`,
+    `OTEL_SDK_DISABLED`; `TS_SOCKET` (tailscaled's, default /var/run/tailscale/tailscaled.sock), `TAILSPAN_USERSPACE`
+    (`true` or `false`, where tailscaled's own status cannot be read).
+
+    Raises ValueError for a trusted peer that is no address or network, RuntimeError where the app has already started.
+    """
+    exporter = exporter or exporter_from_environment()
+    if exporter is None or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        log.info("tailspan records nothing: OTEL_SDK_DISABLED or OTEL_TRACES_EXPORTER=none is set")
+        return
+    trusted = _networks(trusted_peers)
+    recorder = Recorder(_resource(app), exporter, trusted, os.environ.get("TS_SOCKET", SOCKET), _userspace())
+    app.add_middleware(Capture, recorder=recorder)
+    atexit.register(recorder.shutdown)
+
+
+def _networks(peers: Iterable[str] | None) -> tuple[Network, ...]:
+    given = os.environ.get("TAILSPAN_TRUSTED_PEERS") if peers is None else ",".join(peers)
+    if given is None:
+        return LOOPBACK
+    try:
+        return tuple(ip_network(peer.strip()) for peer in given.split(",") if peer.strip())
+    except ValueError as error:
+        raise ValueError(f"trusted peers {given!r}: {error}; write addresses or networks, such as 172.18.0.5") from None
+
+
+def _userspace() -> bool | None:
+    value = os.environ.get("TAILSPAN_USERSPACE", "").strip().lower()
+    if value not in ("", "true", "false"):
+        raise ValueError(f"TAILSPAN_USERSPACE={value!r}: must be true or false")
+    return None if value == "" else value == "true"
+
+
+def _resource(app: Any) -> Resource:
+    resource = Resource.create()
+    title = getattr(app, "title", None)
+    if title and str(resource.attributes["service.name"]).startswith("unknown_service"):
+        resource = resource.merge(Resource({"service.name": title}))
+    return resource

@@ -1,0 +1,137 @@
+"""What a noted request means: its attributes, its traffic and page, its caller by name."""
+
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from tailspan_otel import attributes as name
+from tailspan_otel import identity, traffic
+from tailspan_otel.identity import Caller
+from tailspan_otel.whois import WAIT_S, Node
+
+if TYPE_CHECKING:
+    from tailspan_otel.request import Request
+
+SCOPE: Final = InstrumentationScope("tailspan")
+UNSET: Final = Status(StatusCode.UNSET)
+ERROR: Final = Status(StatusCode.ERROR)
+
+
+def span_of(request: "Request") -> ReadableSpan:
+    """The request's own SERVER span; waits for tailscaled's word until 250 ms after the request's end."""
+    attributes = attributes_of(request, WAIT_S - (time.time_ns() - request.end_ns) / 1e9)
+    method = request.method if request.method in name.METHODS else "HTTP"
+    return ReadableSpan(
+        f"{method} {request.route}" if request.route else method,
+        request.ids,
+        request.parent,
+        request.recorder.resource,
+        attributes,
+        kind=SpanKind.SERVER,
+        status=ERROR if name.ERROR_TYPE in attributes else UNSET,
+        start_time=request.start_ns,
+        end_time=request.end_ns,
+        instrumentation_scope=SCOPE,
+    )
+
+
+def attributes_of(request: "Request", wait_s: float) -> dict[str, Any]:
+    """Every attribute of a request, naming its device if that is known within `wait_s` seconds."""
+    caller, recorder = request.caller, request.recorder
+    node = recorder.whois.wait(caller.client, wait_s) if caller.tailnet and caller.client else None
+    kind, page = _traffic(request)
+    found: dict[str, Any] = {
+        **_identity(caller, node, recorder.proven(caller)),
+        **_method(request.method),
+        **_server(_text(request, b"host")[:256]),
+        name.PATH: request.path[: name.MAX_LENGTH],
+        name.SCHEME: request.scheme,
+        name.PROTOCOL_VERSION: request.version,
+        name.TRAFFIC: kind,
+    }
+    if request.route:
+        found[name.ROUTE] = request.route
+    if page:
+        found[name.PAGE] = recorder.bounded_page(page)
+    if request.status is not None:
+        found[name.STATUS] = request.status
+    if request.error_type or (request.status or 0) >= 500:
+        found[name.ERROR_TYPE] = request.error_type or str(request.status)
+    if request.websocket or request.content_type.startswith(b"text/event-stream"):
+        found[name.TIMED] = False  # how long it stayed open is no response time
+    if user_agent := _text(request, b"user-agent"):
+        found[name.USER_AGENT] = user_agent
+        if node is None and (device := identity.guess(user_agent[:256])):
+            found[name.GUESS] = device
+    return found
+
+
+def _traffic(request: "Request") -> tuple[str, str | None]:
+    caller, path, rhythm = request.caller, request.path[: name.MAX_LENGTH], request.recorder.rhythm
+    content_type = request.content_type.decode("latin-1")
+    is_page = traffic.is_page(request.method, request.status or 0, content_type, _text(request, b"accept"))
+    who = caller.client or caller.login or ""
+    kind = traffic.classify(
+        path,
+        "" if request.websocket else _text(request, b"sec-fetch-dest"),
+        local=caller.kind == "local",
+        page=is_page,
+        poll=lambda: rhythm.is_poll(who, f"{request.method} {request.route or path}", request.start_ns),
+    )
+    if kind == "page":
+        rhythm.page(who, request.start_ns)
+    return kind, traffic.templated(path) if is_page else _page_around(request)
+
+
+def _page_around(request: "Request") -> str | None:
+    referer = _text(request, b"referer")
+    if not referer:
+        return None
+    forwarded = _text(request, b"x-forwarded-host") if request.caller.vouched else ""
+    return traffic.page_of_referer(referer, (_text(request, b"host"), forwarded))
+
+
+def _text(request: "Request", header: bytes) -> str:
+    value = request.headers.get(header)
+    return value[: name.MAX_LENGTH].decode("latin-1") if value else ""
+
+
+def _method(method: str) -> dict[str, str]:
+    if method in name.METHODS:
+        return {name.METHOD: method}
+    return {name.METHOD: "_OTHER", name.METHOD_ORIGINAL: method[:64]}
+
+
+@lru_cache(4096)
+def _identity(caller: Caller, node: Node | None, proven: bool) -> dict[str, Any]:
+    own = node is not None and caller.login is None
+    login, full_name = (node.login, node.full_name) if node and own else (caller.login, caller.full_name)
+    every = {
+        name.KIND: "request",
+        name.SOURCE: "live",
+        name.SCHEMA: name.SCHEMA_VERSION,
+        name.CALLER: node.kind if node and (own or node.shared) else caller.kind,
+        name.IDENTITY_SOURCE: "whois" if own else caller.source,
+        name.PROVEN: None if proven else False,
+        name.LOGIN: login,
+        name.FULL_NAME: full_name,
+        name.CLIENT_ADDRESS: caller.client,
+        name.PEER_ADDRESS: caller.peer,
+        name.ADDRESS: caller.client if caller.tailnet else None,
+        name.NODE: node.name if node else None,
+        name.NODE_ID: node.id if node else None,
+        name.TAGS: node.tags or None if node else None,
+    }
+    return {key: value for key, value in every.items() if value is not None}
+
+
+@lru_cache(256)
+def _server(host: str) -> dict[str, Any]:
+    """The Host header's name and port; no port where the scheme's own is meant."""
+    text, _, port = host.rpartition(":") if not host.endswith("]") and ":" in host else (host, "", "")
+    named = {name.SERVER_ADDRESS: text} if text else {}
+    return {**named, name.SERVER_PORT: int(port)} if port.isdecimal() and len(port) < 6 else named

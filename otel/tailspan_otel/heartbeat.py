@@ -1,0 +1,99 @@
+"""A sign of life: one INTERNAL span per process and hour, sent again every 15 seconds with a later end.
+
+Its ids and its start stay the same, so each beat replaces the one before, and a lost beat costs nothing. It carries the
+counts of that hour, and a clean stop; a process that vanishes leaves a heartbeat that ends.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+
+from tailspan_otel import attributes as name
+
+BEAT_S: Final = 15.0
+HOUR_NS: Final = 3600 * 10**9
+LONG_NS: Final = 60 * 10**9
+SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+IDS: Final = RandomIdGenerator()
+
+
+class Heartbeat:
+    """Beats from the first request or the lifespan's start until `stop`, in each process that serves."""
+
+    def __init__(self, resource: Resource, put: Callable[[ReadableSpan], None], dropped: Callable[[], int]) -> None:
+        self.forged = 0
+        self.unproven = 0
+        self.open: dict[int, int] = {}  # requests being served: a key of their own, their start in ns
+        self._resource = resource
+        self._put = put
+        self._dropped = dropped
+        self._lock = threading.Lock()
+        self._forked()
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self._lock = threading.Lock()
+        self._stopping: threading.Event | None = None
+        self.open.clear()
+
+    def start(self) -> None:
+        """Starts beating in this process, at once; does nothing where it beats already."""
+        if self._stopping is not None:
+            return
+        with self._lock:
+            if self._stopping is not None:
+                return
+            self._stopping = stopping = threading.Event()
+        self._begin(time.time_ns())
+        threading.Thread(target=self._run, args=(stopping,), name="tailspan-heartbeat", daemon=True).start()
+
+    def stop(self) -> None:
+        """Sends a last beat that says the process stopped on purpose."""
+        with self._lock:
+            stopping, self._stopping = self._stopping, None
+        if stopping is not None:
+            stopping.set()
+            self._beat(time.time_ns(), stopped=True)
+
+    def _run(self, stopping: threading.Event) -> None:
+        while not stopping.is_set():
+            now = time.time_ns()
+            self._beat(now)
+            if now - self._start >= HOUR_NS:
+                self._begin(now)
+            stopping.wait(BEAT_S)
+
+    def _begin(self, now: int) -> None:
+        self._start = now
+        self._base = (self.forged, self.unproven, self._dropped())
+        self._context = SpanContext(IDS.generate_trace_id(), IDS.generate_span_id(), False, SAMPLED)
+
+    def _beat(self, now: int, *, stopped: bool = False) -> None:
+        forged, unproven, dropped = self._base
+        self._put(
+            ReadableSpan(
+                "heartbeat",
+                self._context,
+                resource=self._resource,
+                kind=SpanKind.INTERNAL,
+                start_time=self._start,
+                end_time=max(now, self._start),
+                attributes={
+                    name.KIND: "heartbeat",
+                    name.SOURCE: "live",
+                    name.STOPPED: stopped,
+                    name.FORGED: self.forged - forged,
+                    name.UNPROVEN: self.unproven - unproven,
+                    name.DROPPED: self._dropped() - dropped,
+                    name.OPEN_REQUESTS: sum(now - start >= LONG_NS for start in list(self.open.values())),
+                    name.SCHEMA: name.SCHEMA_VERSION,
+                },
+            )
+        )

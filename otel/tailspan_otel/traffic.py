@@ -1,0 +1,160 @@
+"""What kind of request it was, and on which page: pure functions of one request, and the rule that finds polls.
+
+The definitions are the product's promise (docs/definitions.md): the first that fits of agent, internal, health, asset,
+page, poll, api. Whoever makes a span calls this: the middleware, and whatever reads a proxy's log.
+"""
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
+from urllib.parse import urlsplit
+
+AGENT_PATH: Final = "/analytics/mcp"
+OWN_PATH: Final = "/analytics/"
+HEALTH_PREFIXES: Final = ("/health", "/ready")
+HEALTH_PATHS: Final = frozenset(("/livez", "/ping", "/metrics"))
+ASSET_ENDING: Final = re.compile(
+    r"\.(avif|bmp|css|eot|gif|ico|jpe?g|m?js|map|mp[34]|ogg|otf|png|svg|ttf|wasm|wav|webm|webmanifest|webp|woff2?)",
+    re.IGNORECASE,
+)
+PAGE_DESTINATIONS: Final = frozenset(("", "document", "empty", "iframe"))
+
+SESSION_NS: Final = 30 * 60 * 10**9
+EVENNESS: Final = 0.10
+MAX_CALLERS: Final = 1000
+MAX_ROUTES: Final = 64
+
+_IDENTIFIER = re.compile(
+    r"[0-9]+|[0-9a-f]{16,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+    re.IGNORECASE,
+)
+
+
+@lru_cache(1024)
+def templated(path: str) -> str:
+    """The path with `{id}` for each segment of digits only, UUID, or 16 and more hex digits."""
+    return "/".join("{id}" if _IDENTIFIER.fullmatch(segment) else segment for segment in path.split("/"))
+
+
+def is_page(method: str, status: int, content_type: str, accept: str) -> bool:
+    """A GET answered with `text/html`, or a 304 to a browser that accepts it. A redirect shows no page."""
+    if method != "GET":
+        return False
+    if status == 304:
+        return "text/html" in accept
+    return content_type.startswith("text/html") and not 300 <= status < 400
+
+
+@lru_cache(1024)
+def page_of_referer(referer: str, hosts: tuple[str, ...]) -> str | None:
+    """The templated path of a `Referer` on one of our own `hosts` (`name` or `name:port`), else None."""
+    try:
+        url = urlsplit(referer)
+        port = url.port
+    except ValueError:
+        return None
+    default = {"http": 80, "https": 443}.get(url.scheme)
+    if default is None or url.hostname is None:
+        return None
+    name = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+    ours = {f"{name}:{port or default}"} | ({name} if port in (None, default) else set())
+    return templated(url.path or "/") if ours & {host.lower() for host in hosts} else None
+
+
+@lru_cache(1024)
+def fixed_traffic(path: str, destination: str = "") -> str | None:
+    """`agent`, `internal` (our own endpoints), `health` or `asset` where path or `Sec-Fetch-Dest` say so, else None."""
+    if path == AGENT_PATH or path.startswith(AGENT_PATH + "/"):
+        return "agent"
+    if path.startswith(OWN_PATH):
+        return "internal"
+    if path.startswith(HEALTH_PREFIXES) or path in HEALTH_PATHS:
+        return "health"
+    ending = ASSET_ENDING.fullmatch(path, path.rfind(".") if "." in path else len(path))
+    return "asset" if destination not in PAGE_DESTINATIONS or ending else None
+
+
+def classify(path: str, destination: str, *, local: bool, page: bool, poll: Callable[[], bool]) -> str:
+    """The traffic of a request; `poll` is asked (and so counts the call) only where nothing else fits."""
+    fixed = fixed_traffic(path, destination)
+    if local and fixed != "agent":
+        return "internal"
+    if fixed is not None:
+        return fixed
+    if page:
+        return "page"
+    return "poll" if poll() else "api"
+
+
+class _Caller:
+    __slots__ = ("last_ns", "routes")
+
+    def __init__(self) -> None:
+        self.last_ns = 0
+        self.routes: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # the starts of the last three calls
+
+
+class Rhythm:
+    """Finds polls by their even gaps.
+
+    Same caller and route, three consecutive gaps within 10 % of their median, no page in between: the fourth call is
+    the first poll. A caller's first request after 30 minutes never is one. At most MAX_CALLERS callers with MAX_ROUTES
+    routes each are remembered, the longest unseen are forgotten first.
+    """
+
+    def __init__(self) -> None:
+        self._callers: OrderedDict[str, _Caller] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def page(self, caller: str, start_ns: int) -> None:
+        """A page was requested: every rhythm of this caller starts anew."""
+        with self._lock:
+            seen = self._caller(caller)
+            seen.routes.clear()
+            seen.last_ns = max(seen.last_ns, start_ns)
+
+    def is_poll(self, caller: str, route: str, start_ns: int) -> bool:
+        """Notes a call that is no page, and says whether it is a poll. `start_ns` may come slightly out of order."""
+        with self._lock:
+            seen = self._caller(caller)
+            rested = start_ns - seen.last_ns >= SESSION_NS
+            if start_ns > seen.last_ns:
+                seen.last_ns = start_ns
+            before = seen.routes.pop(route, ())
+            seen.routes[route] = (*before[-2:], start_ns)
+            if len(seen.routes) > MAX_ROUTES:
+                seen.routes.popitem(last=False)
+        return not rested and len(before) == 3 and _even(*before, start_ns)
+
+    def _caller(self, caller: str) -> _Caller:
+        seen = self._callers.get(caller)
+        if seen is None:
+            seen = self._callers[caller] = _Caller()
+            if len(self._callers) > MAX_CALLERS:
+                self._callers.popitem(last=False)
+        else:
+            self._callers.move_to_end(caller)
+        return seen
+
+
+def _even(first: int, second: int, third: int, fourth: int) -> bool:
+    least, median, most = sorted((second - first, third - second, fourth - third))
+    return median > 0 and median - least <= EVENNESS * median and most - median <= EVENNESS * median
+
+
+def bounded(limit: int) -> Callable[[str], str]:
+    """Keeps the first `limit` different values and answers `other` for the rest: values that become tags stay few."""
+    known: set[str] = set()
+
+    def keep(value: str) -> str:
+        if value in known:
+            return value
+        if len(known) >= limit:
+            return "other"
+        known.add(value)
+        return value
+
+    return keep

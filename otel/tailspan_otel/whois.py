@@ -1,0 +1,168 @@
+"""Who has a tailnet address: asked of tailscaled's LocalAPI, remembered, and never on the request's time.
+
+`GET /localapi/v0/whois` and `/localapi/v0/status` over tailscaled's unix socket (any local user may read; Host must be
+`local-tailscaled.sock`; an Origin or Referer would be refused). A miss with a port holds tailscaled's lock for 180 ms,
+so a tailnet address is always asked about without its port, and with `proto=tcp`.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from queue import Empty, Full, Queue
+from typing import Any, Final, NamedTuple
+
+import httpx
+
+FRESH_S: Final = 25.0  # then asked again, while the old answer is still used
+STALE_S: Final = 50.0  # then forgotten: a rename or a new tag is followed within a minute
+NOBODY_S: Final = 5.0  # "no such node" is believed this long: the next may be joining now
+AWAY_S: Final = 2.0  # a tailscaled that did not answer is left alone this long
+WAIT_S: Final = 0.25  # the longest a finished request's span waits for a name
+STATUS_S: Final = 60.0
+MAX_ADDRESSES: Final = 10_000
+MAX_WAITING: Final = 1_000
+
+log = logging.getLogger("tailspan")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A device of the tailnet, as LocalAPI's whois describes it."""
+
+    id: str  # StableID
+    name: str  # the short name, or the full one of a device shared in from another tailnet
+    login: str | None  # None for a tagged node: its tags are its identity
+    full_name: str | None
+    tags: tuple[str, ...]
+    shared: bool
+
+    @property
+    def kind(self) -> str:
+        return "tagged" if self.tags else "shared" if self.shared else "person"
+
+
+def node_of(answer: dict[str, Any]) -> Node:
+    """A whois answer as a Node. Raises KeyError, TypeError or AttributeError where it is none."""
+    node, user = answer["Node"], answer["UserProfile"]
+    tags = tuple(str(tag) for tag in node.get("Tags") or ())
+    name = node.get("ComputedName") or node["Name"].rstrip(".").partition(".")[0]
+    return Node(
+        id=str(node["StableID"]),
+        name=str(name),
+        login=None if tags else user["LoginName"],
+        full_name=None if tags else user.get("DisplayName") or None,
+        tags=tags,
+        shared=bool((node.get("Hostinfo") or {}).get("ShareeNode")),
+    )
+
+
+class _Answer(NamedTuple):
+    fresh_until: float
+    known_until: float
+    node: Node | None
+
+
+_NONE = _Answer(0.0, 0.0, None)
+
+
+class Whois:
+    """tailscaled's answers, kept for under a minute. One daemon thread asks; the request's path only looks.
+
+    `userspace` says whether tailscaled runs without a TUN device (`TUN: false` in its status); unreadable counts as TUN
+    unless the owner said otherwise.
+    """
+
+    def __init__(self, socket: str, *, userspace: bool | None = None) -> None:
+        self.userspace = bool(userspace)
+        self._fixed = userspace is not None
+        self._socket = socket
+        self._known: OrderedDict[str, _Answer] = OrderedDict()
+        self._away_until = 0.0
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._questions: Queue[tuple[float, str]] = Queue(MAX_WAITING)
+        self._asked: set[str] = set()
+        self._news = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Starts the asking thread of this process, which first reads tailscaled's mode."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="tailspan-whois", daemon=True)
+            self._thread.start()
+
+    def peek(self, address: str) -> tuple[bool, Node | None]:
+        """(whether it is known who has the address, who); asks in the background where it is not, or not for long."""
+        answer = self._known.get(address, _NONE)
+        now = time.monotonic()
+        if now > answer.fresh_until and address not in self._asked and now >= self._away_until:
+            self._ask(now, address)
+        known = now < answer.known_until
+        return known, answer.node if known else None
+
+    def wait(self, address: str, seconds: float) -> Node | None:
+        """Who has the address, as far as it is known within `seconds`. Not for the request's path."""
+        known, node = self.peek(address)
+        if known or seconds <= 0:
+            return node
+        with self._news:
+            self._news.wait_for(lambda: address not in self._asked, seconds)
+        return self.peek(address)[1]
+
+    def _ask(self, now: float, address: str) -> None:
+        self.start()
+        try:
+            self._asked.add(address)
+            self._questions.put_nowait((now, address))
+        except Full:
+            self._asked.discard(address)
+
+    def _run(self) -> None:
+        questions = self._questions
+        transport = httpx.HTTPTransport(uds=self._socket)
+        with httpx.Client(transport=transport, base_url="http://local-tailscaled.sock", timeout=WAIT_S) as client:
+            status_due = 0.0
+            while True:
+                if time.monotonic() >= status_due:
+                    self._read_status(client)
+                    status_due = time.monotonic() + STATUS_S
+                try:
+                    asked, address = questions.get(timeout=STATUS_S)
+                except Empty:
+                    continue
+                if asked + WAIT_S > time.monotonic() >= self._away_until:
+                    self._look_up(client, address)
+                with self._news:
+                    self._asked.discard(address)
+                    self._news.notify_all()
+
+    def _look_up(self, client: httpx.Client, address: str) -> None:
+        try:
+            os.stat(self._socket)  # httpx leaves the file descriptor of a failed connect to the garbage collector
+            response = client.get("/localapi/v0/whois", params={"addr": address, "proto": "tcp"})
+            node = node_of(response.json()) if response.status_code == 200 else None
+        except (OSError, httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._away_until = time.monotonic() + AWAY_S
+            log.debug("whois of %s at %s failed: %s", address, self._socket, error)
+            return
+        now = time.monotonic()
+        fresh, known = (FRESH_S, STALE_S) if node else (NOBODY_S, NOBODY_S)
+        self._known[address] = _Answer(now + fresh, now + known, node)
+        self._known.move_to_end(address)
+        if len(self._known) > MAX_ADDRESSES:
+            self._known.popitem(last=False)
+
+    def _read_status(self, client: httpx.Client) -> None:
+        if self._fixed:
+            return
+        try:
+            os.stat(self._socket)
+            tun = client.get("/localapi/v0/status", params={"peers": "false"}).json()["TUN"]
+        except (OSError, httpx.HTTPError, ValueError, KeyError, TypeError):
+            return
+        self.userspace = tun is False

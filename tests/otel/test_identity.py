@@ -1,0 +1,189 @@
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tailspan_otel.identity import Caller, Headers, Identify, decoded, guess, is_tailnet
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+PROXY = ("127.0.0.1", 48268)
+SERVE: Headers = {
+    b"tailscale-user-login": b"alice@example.com",
+    b"tailscale-user-name": b"Alice Architect",
+    b"x-forwarded-for": b"100.64.0.2",
+}
+
+
+def captured(name: str) -> Headers:
+    """The headers a real `tailscale serve` sent, as an ASGI server passes them on."""
+    headers = json.loads((FIXTURES / f"{name}.json").read_text())["headers"]
+    return {key.lower().encode(): value.encode() for key, value in headers}
+
+
+def read(client: tuple[str, int] | None, headers: Headers) -> dict[str, Any]:
+    """What differs from a caller of whom nothing is known."""
+    nothing = asdict(Caller("unknown"))
+    return {key: value for key, value in asdict(Identify()(client, headers)).items() if value != nothing[key]}
+
+
+PERSON = {"kind": "person", "source": "serve_header", "tailnet": True}
+ALICE = {**PERSON, "login": "alice@example.com", "full_name": "Alice Architect", "client": "100.64.0.2"}
+ZOE = {**PERSON, "login": "zoe@example.com", "full_name": "Zoë Müller 漢字", "client": "100.64.0.3"}
+
+
+@pytest.mark.parametrize(
+    ("client", "headers", "expected"),
+    [
+        (PROXY, captured("serve-http-alice-laptop"), {**ALICE, "peer": "127.0.0.1"}),
+        (PROXY, captured("serve-http-zoe-phone"), {**ZOE, "peer": "127.0.0.1"}),
+        (PROXY, captured("serve-http-ci-runner"), {"peer": "127.0.0.1", "client": "100.64.0.4", "tailnet": True}),
+        (None, captured("serve-unix-alice"), {**ALICE, "unix": True}),
+        (("100.64.0.2", 0), captured("serve-http-alice-laptop"), ALICE),  # uvicorn put the caller in the peer's place
+        (("9.9.9.9", 0), {**SERVE, b"x-forwarded-for": b"9.9.9.9, 100.64.0.2"}, ALICE),  # and believed the left-most
+        (("::1", 5), SERVE, {**ALICE, "peer": "::1"}),
+        (("::ffff:127.0.0.1", 5), SERVE, {**ALICE, "peer": "::ffff:127.0.0.1"}),
+        (PROXY, {**SERVE, b"x-forwarded-for": b"::ffff:100.64.0.2"}, {**ALICE, "peer": "127.0.0.1"}),
+        (
+            PROXY,
+            {b"x-forwarded-for": b"fd7a:115c:a1e0:0::3"},
+            {"peer": "127.0.0.1", "client": "fd7a:115c:a1e0::3", "tailnet": True},
+        ),
+        (PROXY, {**SERVE, b"x-forwarded-for": b"1.2.3.4, 100.64.0.2, 127.0.0.1"}, {**ALICE, "peer": "127.0.0.1"}),
+        (
+            PROXY,
+            {b"tailscale-funnel-request": b"?1", b"x-forwarded-for": b"203.0.113.9"},
+            {"kind": "funnel", "peer": "127.0.0.1", "client": "203.0.113.9"},
+        ),
+        (PROXY, {}, {"kind": "local", "peer": "127.0.0.1", "client": "127.0.0.1"}),
+        (None, {}, {"kind": "local", "unix": True}),
+        (PROXY, {b"x-forwarded-for": b"127.0.0.1"}, {"kind": "local", "peer": "127.0.0.1", "client": "127.0.0.1"}),
+        (PROXY, {b"x-forwarded-for": b"unknown"}, {"peer": "127.0.0.1", "client": "127.0.0.1"}),
+        (PROXY, {b"x-forwarded-for": b"\xff\xfe"}, {"peer": "127.0.0.1", "client": "127.0.0.1"}),
+        (
+            ("127.0.0.2", 4000),
+            SERVE,
+            {"peer": "127.0.0.2", "client": "127.0.0.2", "vouched": False, "forged": True},
+        ),
+        (
+            ("100.64.0.9", 4000),
+            {b"tailscale-user-login": b"ceo@example.com"},
+            {"peer": "100.64.0.9", "client": "100.64.0.9", "tailnet": True, "vouched": False, "forged": True},
+        ),
+        (
+            ("100.64.0.9", 4000),
+            {b"x-forwarded-for": b"100.64.0.2"},
+            {"peer": "100.64.0.9", "client": "100.64.0.9", "tailnet": True, "vouched": False},
+        ),
+        (("testclient", 50000), {}, {"peer": "testclient", "client": "testclient", "vouched": False}),
+        (
+            PROXY,
+            {**SERVE, b"tailscale-user-login": b"=?utf-8?q?ceo=40example.com=0Aevil?="},
+            {"peer": "127.0.0.1", "client": "100.64.0.2", "tailnet": True},
+        ),
+    ],
+)
+def test_who_a_request_says_is_calling(
+    client: tuple[str, int] | None, headers: Headers, expected: dict[str, Any]
+) -> None:
+    assert read(client, headers) == expected
+
+
+def test_a_trusted_network_replaces_the_default() -> None:
+    from ipaddress import ip_network
+
+    identify = Identify((ip_network("172.18.0.5/32"),))
+    assert identify(("172.18.0.5", 4000), SERVE).login == "alice@example.com"
+    assert identify(PROXY, SERVE).forged
+
+
+def test_identity_is_of_the_request_not_of_the_connection() -> None:
+    identify = Identify()
+    logins = [
+        identify(PROXY, captured(f"serve-http-{who}")).login for who in ("alice-laptop", "zoe-phone", "ci-runner")
+    ]
+    assert logins == ["alice@example.com", "zoe@example.com", None]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"Alice Architect", "Alice Architect"),
+        (b"=?utf-8?q?Zo=C3=AB_M=C3=BCller_=E6=BC=A2=E5=AD=97?=", "Zoë Müller 漢字"),
+        (b"=?utf-8?q?Zo=C3=AB?= =?utf-8?q?_M=C3=BCller?=", "Zoë Müller"),
+        (b"=?utf-8?q?a=0Ab?=", None),
+        (b"=?utf-8?q?a=E2=80=AEb?=", None),  # U+202E turns the rest around
+        (b"=?utf-8?q?=ED=A0=80?=", None),
+        (b"=?nonsense?q?a?=", None),
+        (b"=?utf-8?b?!!!?=", None),
+        (b"tab\there", None),
+        (b"Zo\xc3\xab", None),
+        (b"", None),
+        (b"  ", None),
+    ],
+)
+def test_names_are_decoded_once_and_control_characters_refused(value: bytes, expected: str | None) -> None:
+    assert decoded(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("100.64.0.1", True),
+        ("100.127.255.255", True),
+        ("100.128.0.0", False),
+        ("fd7a:115c:a1e0::1", True),
+        ("fd7a:115c:a1e1::1", False),
+        ("::ffff:100.64.0.1", True),
+        ("fd7a:115c:a1e0::1%eth0", False),
+        ("nonsense", False),
+    ],
+)
+def test_tailnet_addresses(address: str, expected: bool) -> None:
+    assert is_tailnet(address) is expected
+
+
+@pytest.mark.parametrize(
+    ("user_agent", "expected"),
+    [
+        ("Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15", "iPhone"),
+        ("Mozilla/5.0 (iPad; CPU OS 17_0 like Mac OS X)", "iPad"),
+        (
+            "Mozilla/5.0 (Linux; Android 15; Pixel 9) AppleWebKit/537.36 Chrome/130 Mobile Safari/537.36",
+            "Android phone",
+        ),
+        ("Mozilla/5.0 (Linux; Android 15; Tab) AppleWebKit/537.36 Chrome/130 Safari/537.36", "Android"),
+        ("Mozilla/5.0 (Macintosh; Intel Mac OS X 14_0)", "Mac"),
+        ("Mozilla/5.0 (Windows NT 10.0; Win64; x64)", "Windows"),
+        ("Mozilla/5.0 (X11; CrOS x86_64 14541.0.0)", "Chromebook"),
+        ("Mozilla/5.0 (X11; Linux x86_64)", "Linux"),
+        ("curl/7.88.1", None),
+    ],
+)
+def test_a_device_is_guessed_from_the_user_agent(user_agent: str, expected: str | None) -> None:
+    assert guess(user_agent) == expected
+
+
+names = st.sampled_from(
+    [b"tailscale-user-login", b"tailscale-user-name", b"tailscale-funnel-request", b"x-forwarded-for", b"host"]
+) | st.binary(max_size=20)
+headers_of_any_bytes = st.dictionaries(names, st.binary(max_size=200) | st.sampled_from(list(SERVE.values())))
+untrusted = st.sampled_from(["127.0.0.2", "100.64.0.9", "192.168.1.7", "fd7a:115c:a1e0::9", "::2", "name", ""])
+
+
+@settings(max_examples=500)
+@given(untrusted, st.integers(1, 65535), headers_of_any_bytes)
+@example("127.0.0.2", 1, dict(SERVE))
+def test_no_header_gives_an_untrusted_peer_an_identity(host: str, port: int, headers: Headers) -> None:
+    caller = Identify()((host, port), headers)
+    assert (caller.kind, caller.login, caller.full_name, caller.source) == ("unknown", None, None, "none")
+    assert caller.client in (host, host.lower())
+
+
+@settings(max_examples=500)
+@given(st.sampled_from([PROXY, None, ("100.64.0.2", 0)]), headers_of_any_bytes)
+def test_no_header_makes_a_trusted_peers_request_raise(client: tuple[str, int] | None, headers: Headers) -> None:
+    caller = Identify()(client, headers)
+    assert caller.login is None or caller.login.isprintable()
