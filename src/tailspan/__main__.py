@@ -1,0 +1,211 @@
+"""The commands. They ask the server over HTTP; only `serve` opens the database."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
+
+from tailspan.config import Settings
+from tailspan.demo.run import demo
+from tailspan.errors import TailspanError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Who uses your tailnet services, from which device, doing what, and how fast.\n\n"
+    "[bold]tailspan serve[/bold] receives what services send and answers questions; the other commands ask it.\n\n"
+    "Settings come from the environment: TAILSPAN_URL (which server to ask), TAILSPAN_TOKEN, TAILSPAN_LISTEN, "
+    "TAILSPAN_DB, TAILSPAN_RETENTION_DAYS, TAILSPAN_ALLOWED_HOSTS.\n\n"
+    "Exit codes: 0 it worked · 1 the server cannot be asked, or a link is broken · 2 wrong usage or setting.",
+)
+out = Console()
+err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="The server's answer as JSON, for other programs.")]
+Service = Annotated[str | None, typer.Option(help="Only this service.")]
+User = Annotated[str | None, typer.Option(help="Only this login.")]
+Device = Annotated[str | None, typer.Option(help="Only this device, by name or stable id.")]
+STATES = {"ok": "[green]ok[/green]", "look": "[yellow]look[/yellow]", "broken": "[red]broken[/red]"}
+
+
+class Unanswered(Exception):
+    """The server cannot be asked, or refuses; the message says why and what to do."""
+
+
+@app.command()
+def serve() -> None:
+    """Receives spans at /v1/traces, keeps them, and answers. Ctrl-C stops it.
+
+    \b
+    tailspan serve
+    TAILSPAN_LISTEN=unix:/run/tailspan.sock TAILSPAN_DB=/var/lib/tailspan.duckdb tailspan serve
+    """
+    from tailspan.serve import serve as serve_until_stopped  # the other commands do without the server's libraries
+
+    serve_until_stopped(Settings.read(), lambda line: print(line, flush=True))
+
+
+@app.command()
+def active(as_json: AsJson = False, service: Service = None, user: User = None, device: Device = None) -> None:
+    """Who is using it now: people with a page or a call in the last five minutes.
+
+    \b
+    tailspan active
+    tailspan active --service dashboard --json
+    """
+    answer = ask("/analytics/active", service=service, user=user, device=device)
+    if as_json:
+        return print(json.dumps(answer, indent=2, ensure_ascii=False))
+    people = [(one["email"], one["device"], one["current_page"], one["last_seen"]) for one in answer["active_users"]]
+    show(f"{answer['total_active']} active", ("who", "device", "page", "last seen"), people)
+    complain(answer["sources"])
+
+
+@app.command()
+def logs(
+    as_json: AsJson = False,
+    service: Service = None,
+    user: User = None,
+    device: Device = None,
+    traffic: Annotated[str | None, typer.Option(help="Only page, api, poll, asset, health, internal or agent.")] = None,
+    hours: Annotated[int, typer.Option(help="How far back, 1 to 168.")] = 24,
+    limit: Annotated[int, typer.Option(help="How many, 1 to 1000.")] = 20,
+) -> None:
+    """The newest requests, and a summary of those that people made.
+
+    \b
+    tailspan logs --traffic page
+    tailspan logs --user ana@example.com --hours 168 --limit 100 --json
+    """
+    wanted = {"service": service, "user": user, "device": device, "traffic": traffic, "hours": hours, "limit": limit}
+    answer = ask("/analytics/access-logs", **wanted)
+    if as_json:
+        return print(json.dumps(answer, indent=2, ensure_ascii=False))
+    total = answer["summary"]
+    mean = "unknown" if total["avg_response_time_ms"] is None else f"{total['avg_response_time_ms']:.0f} ms"
+    show(
+        f"{total['total_requests']} requests of {total['unique_users']} people on {total['unique_devices']} devices "
+        f"in {hours} h, mean {mean}",
+        ("time", "who", "device", "from", "request", "status", "ms", "traffic"),
+        [_row(log) for log in answer["logs"]],
+    )
+    complain(answer["sources"])
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Walks from a service's environment to an answer, and names the link that is broken and its fix.
+
+    Run it where the service runs, with the service's environment: it sends a span of its own the same way.
+
+    \b
+    tailspan doctor
+    OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:8100 tailspan doctor
+    """
+    from tailspan.doctor import examine  # as above
+
+    settings = Settings.read()
+    with connect(settings) as client:
+        findings = list(examine(settings, client))
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+    else:
+        for finding in findings:
+            out.print(f"{STATES[finding.state]} {escape(finding.link)}: {escape(finding.message)}", highlight=False)
+            if finding.fix:
+                out.print(f"   → {escape(finding.fix)}", highlight=False)
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+app.command()(demo)
+
+
+def connect(settings: Settings) -> httpx.Client:
+    """A client of the server: its URL or unix socket, and the token."""
+    headers = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
+    unix, _, path = settings.server.partition("unix:")
+    transport = httpx.HTTPTransport(uds=path) if path and not unix else None
+    base = "http://localhost" if transport else settings.server
+    return httpx.Client(base_url=base, transport=transport, headers=headers, timeout=30, trust_env=False)
+
+
+def ask(path: str, **parameters: object) -> dict[str, Any]:
+    """The server's answer. Raises Unanswered, and for a wrong parameter typer.BadParameter."""
+    settings = Settings.read()
+    with connect(settings) as client:
+        try:
+            answer = client.get(
+                path, params={key: str(value) for key, value in parameters.items() if value is not None}
+            )
+            content = answer.json()
+        except (httpx.TransportError, ValueError) as problem:
+            raise Unanswered(f"No tailspan answers at {settings.server}: {problem}. Run: tailspan doctor") from None
+    if answer.is_success:
+        return dict(content)
+    error = content.get("error", {})
+    message = " ".join(str(error[key]) for key in ("message", "rule", "fix") if key in error)
+    if answer.status_code == 422:
+        raise typer.BadParameter(message)
+    raise Unanswered(message or f"{settings.server} answered {answer.status_code}. Run: tailspan doctor")
+
+
+def show(title: str, columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
+    table = Table(title=escape(title), title_justify="left", box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("-" if value is None else escape(str(value)) for value in row))
+    out.print(table)
+
+
+def complain(sources: list[dict[str, Any]]) -> None:
+    """An answer that lacks its source says so."""
+    for source in sources:
+        if source["state"] != "ok":
+            err.print(f"[yellow]{escape(source['name'])}: {source['state']}.[/yellow] {escape(source['message'])}")
+
+
+def _row(log: dict[str, Any]) -> tuple[object, ...]:
+    took = log["response_time_ms"]
+    return (
+        log["timestamp"],
+        log["user"] or log["tags"] or f"({log['caller']})",
+        log["device"],
+        log["ip"],
+        f"{log['method']} {log['endpoint']}",
+        log["status"],
+        None if took is None else round(took, 1),
+        log["traffic"],
+    )
+
+
+def main() -> None:
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_path=False)]
+    )
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Unanswered as problem:
+        err.print(escape(str(problem)), highlight=False)
+        sys.exit(1)
+    except TailspanError as problem:
+        err.print(escape(str(problem)), highlight=False)
+        sys.exit(2 if problem.code == "bad_setting" else 1)
+
+
+if __name__ == "__main__":
+    main()

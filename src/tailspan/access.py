@@ -1,0 +1,111 @@
+"""Who may ask and who may deliver: the guard in front of every endpoint.
+
+Without a token: a process of this machine, over loopback or the unix socket. A caller is not taken for one where
+- a header says that the request came through a proxy: then it is somebody whom the proxy let in;
+- tailscaled runs in userspace mode: any tailnet peer reaches loopback ports there. The unix socket stays out of reach.
+
+A page of a foreign site can make its reader's browser call us. It is stopped by Host (which it cannot choose freely,
+not even by rebinding DNS) and, where something would change, by Origin.
+"""
+
+from hmac import compare_digest
+from pathlib import Path
+from typing import Final
+
+import httpx
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tailspan.config import Settings, is_loopback
+from tailspan.errors import AccessError, HostError, OriginError, SettingError, TailspanError
+from tailspan.respond import refusal
+
+LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
+PROXY_HEADERS: Final = ("x-forwarded-for", "forwarded", "x-real-ip", "via")
+SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
+TOKEN_FIX: Final = "Send Authorization: Bearer with the server's TAILSPAN_TOKEN."
+
+
+class Guard:
+    """ASGI middleware. Refuses with AccessError, HostError or OriginError, each in its JSON shape."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self.token = settings.token
+        self.names = (*LOCAL_NAMES, *settings.allowed_hosts)
+        self.userspace = bool(settings.userspace)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self.check(scope, Headers(scope=scope))
+            except TailspanError as error:
+                return await refusal(error, scope)(scope, receive, send)
+        await self.app(scope, receive, send)
+
+    def check(self, scope: Scope, headers: Headers) -> None:
+        host = headers.get("host", "")
+        name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+        if name.lower() not in self.names:
+            raise HostError(
+                f"This server does not answer to the host {name!r}.",
+                value=name,
+                rule=f"It answers to {', '.join(self.names)}.",
+                fix="Add the name to TAILSPAN_ALLOWED_HOSTS.",
+            )
+        origin = headers.get("origin")
+        if scope["method"] not in SAFE_METHODS and origin and origin.partition("://")[2] != host:
+            raise OriginError(
+                f"The page's origin is {origin!r}.", value=origin, rule=f"Only pages of {host} may do this."
+            )
+        sent = headers.get("authorization")
+        if sent is None and self.is_local_process(scope, headers):
+            return
+        if self.token is None or not compare_digest((sent or "").encode(), f"Bearer {self.token}".encode()):
+            raise AccessError("The token is wrong." if sent else self._why(scope), fix=TOKEN_FIX)
+
+    def is_local_process(self, scope: Scope, headers: Headers) -> bool:
+        if any(header in headers for header in PROXY_HEADERS) or any(key.startswith("tailscale-") for key in headers):
+            return False
+        client = scope["client"]  # None over a unix socket
+        return client is None or (is_loopback(client[0]) and not self.userspace)
+
+    def _why(self, scope: Scope) -> str:
+        client = scope["client"]
+        if client is not None and not is_loopback(client[0]):
+            return f"A caller from {client[0]} needs a token."
+        if client is not None and self.userspace:
+            return "Where tailscaled runs in userspace mode, tailnet peers reach loopback: a token or the unix socket."
+        return "The request came through a proxy: the caller is no process of this machine, and needs a token."
+
+
+def check_listening(settings: Settings, userspace: bool) -> None:
+    """Raises SettingError where others than this machine's processes would reach a server without a token."""
+    if settings.unix_path or settings.token:
+        return
+    host, _ = settings.address
+    fix = "Set TAILSPAN_TOKEN or TAILSPAN_TOKEN_FILE, or listen on a socket: TAILSPAN_LISTEN=unix:/path."
+    if not is_loopback(host):
+        raise SettingError(
+            f"TAILSPAN_LISTEN is {settings.listen!r}, which other machines reach.",
+            value=settings.listen,
+            rule="Off loopback a token is needed: access logs are personal data.",
+            fix=fix,
+        )
+    if userspace:
+        raise SettingError(
+            f"TAILSPAN_LISTEN is {settings.listen!r}, and tailscaled runs in userspace mode.",
+            value=settings.listen,
+            rule="There any tailnet peer reaches loopback ports, so a token is needed.",
+            fix=fix,
+        )
+
+
+def is_userspace(socket: Path) -> bool | None:
+    """Whether tailscaled runs without a TUN device, by its LocalAPI; None where there is no answer."""
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=1) as client:
+            answer = client.get("http://local-tailscaled.sock/localapi/v0/status", params={"peers": "false"})
+            return not answer.raise_for_status().json()["TUN"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,178 @@
+"""`tailspan doctor`: walks the chain from a service's environment to an answer, and names the link that is broken."""
+
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import httpx
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.util.re import parse_env_headers
+from tailspan_otel import attributes as names
+
+from tailspan.access import is_userspace
+from tailspan.config import Settings
+from tailspan.ingest.otlp import PROBE, PROTOBUF
+from tailspan.reports import ago
+from tailspan.span import OWN_SERVICE
+
+SILENT_S: Final = 60.0  # four beats of a service
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One link of the chain. `state`: ok, look (nothing is broken, but somebody should know), broken."""
+
+    link: str
+    state: Literal["ok", "look", "broken"]
+    message: str
+    fix: str | None = None
+
+
+def examine(settings: Settings, client: httpx.Client, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Every link in order. Without a server the links behind it are not asked."""
+    yield Finding("settings", "ok", f"server {settings.server}, token {'set' if settings.token else 'not set'}")
+    try:
+        answer = client.get("/healthz")
+        health = answer.json()
+    except httpx.TransportError as problem:
+        start = "Start it: tailspan serve. If it listens elsewhere, set TAILSPAN_URL."
+        yield Finding("server", "broken", f"Nothing answers at {settings.server}: {problem}.", start)
+        health = None
+    except ValueError:
+        yield Finding("server", "broken", f"What answers at {settings.server} is not tailspan.", "Set TAILSPAN_URL.")
+        health = None
+    else:
+        if "version" not in health:
+            error = health.get("error", {})
+            yield Finding("access", "broken", str(error.get("message", answer.text[:200])), error.get("fix"))
+            health = None
+    if health:
+        yield Finding("server", "ok", f"tailspan {health['version']} answers")
+        for source in health["sources"]:
+            yield from _source(source)
+        yield from _received(health["received"])
+    yield probe(environ)
+    yield _tailscaled(settings)
+
+
+def _source(source: dict[str, Any]) -> Iterator[Finding]:
+    state: dict[str, Literal["ok", "look", "broken"]] = {"ok": "ok", "no data yet": "look"}
+    yield Finding(source["name"], state.get(source["state"], "broken"), f"{source['state']}: {source['message']}")
+    for service in source["services"]:
+        if service["service"] != OWN_SERVICE:
+            yield from _service(service)
+
+
+def _service(service: dict[str, Any]) -> Iterator[Finding]:
+    link = f"service {service['service']}" + (f" ({service['environment']})" if service["environment"] else "")
+    request, beat = _age(service["last_request"]), _age(service["last_heartbeat"])
+    seen = "no request yet" if request is None else f"newest request {ago(request)}"
+    if beat is None:
+        yield Finding(
+            link, "look", f"{seen}, no heartbeats: it is not instrumented by tailspan_otel, so nobody is named"
+        )
+    elif service["stopped"]:
+        yield Finding(link, "look", f"{seen}, stopped on purpose {ago(beat)}")
+    elif beat > SILENT_S:
+        fix = "Look whether it runs, and run tailspan doctor in its environment: it may not reach this server."
+        yield Finding(link, "broken", f"{seen}, last heartbeat {ago(beat)}", fix)
+    else:
+        yield Finding(link, "ok", f"{seen}, heartbeat {ago(beat)}")
+    for count, meaning, fix in (
+        (
+            "dropped",
+            "spans were lost before they got here",
+            "The server was away for long, or the service is too busy.",
+        ),
+        (
+            "forged",
+            "requests carried identity headers from an untrusted peer",
+            "If it is your proxy: TAILSPAN_TRUSTED_PEERS.",
+        ),
+        (
+            "unproven",
+            "requests were believed without proof",
+            "Let Serve forward to a unix socket: tailscaled is in userspace mode.",
+        ),
+    ):
+        if service[count]:
+            yield Finding(link, "look", f"{service[count]} {meaning} in the last 24 hours", fix)
+
+
+def _received(received: dict[str, Any]) -> Iterator[Finding]:
+    for reason, count in received["rejected"].items():
+        yield Finding("spans", "look", f"{count} were rejected since the server started: {reason}")
+
+
+def probe(environ: Mapping[str, str]) -> Finding:
+    """Sends a span that is no request, the way a service with this environment would."""
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return Finding(
+            "probe", "broken", "OTEL_SDK_DISABLED or OTEL_TRACES_EXPORTER switches sending off.", "Unset it."
+        )
+    base = environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    url = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or (base and base.rstrip("/") + "/v1/traces")
+    if not url:
+        fix = "Run tailspan doctor where the service runs, with its environment."
+        return Finding("probe", "look", "OTEL_EXPORTER_OTLP_ENDPOINT is not set here, so nothing was sent.", fix)
+    given = environ.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS") or environ.get("OTEL_EXPORTER_OTLP_HEADERS") or ""
+    headers = {**parse_env_headers(given, liberal=True), "Content-Type": PROTOBUF}
+    try:
+        answer = httpx.post(url, content=_probe_body(), headers=headers, timeout=5, trust_env=False)
+    except (httpx.TransportError, httpx.InvalidURL) as problem:
+        fix = "Start tailspan serve, or correct OTEL_EXPORTER_OTLP_ENDPOINT."
+        return Finding("probe", "broken", f"A span cannot be sent to {url}: {problem}.", fix)
+    if answer.status_code == 401:
+        fix = 'Set OTEL_EXPORTER_OTLP_HEADERS="Authorization=Bearer%20<token>".'
+        return Finding("probe", "broken", f"{url} wants a token.", fix)
+    if answer.status_code != 200:
+        return Finding(
+            "probe", "broken", f"{url} answered {answer.status_code}: {answer.text[:200]!r}.", "Is that tailspan?"
+        )
+    if not _acknowledged(answer.content):
+        fix = "If it is a collector, run tailspan doctor in its environment too."
+        return Finding("probe", "look", f"{url} took the span, but is not tailspan itself.", fix)
+    return Finding("probe", "ok", f"a span sent to {url} arrived")
+
+
+def _probe_body() -> bytes:
+    request = ExportTraceServiceRequest()
+    resource = request.resource_spans.add()
+    resource.resource.attributes.add(key=names.SERVICE).value.string_value = "tailspan-doctor"
+    now = time.time_ns()
+    span = resource.scope_spans.add().spans.add(
+        trace_id=secrets.token_bytes(16), span_id=secrets.token_bytes(8), name="probe", kind="SPAN_KIND_INTERNAL"
+    )
+    span.start_time_unix_nano = span.end_time_unix_nano = now
+    span.attributes.add(key=names.KIND).value.string_value = PROBE
+    return request.SerializeToString()
+
+
+def _acknowledged(body: bytes) -> bool:
+    try:
+        return ExportTraceServiceResponse.FromString(body).partial_success.error_message.startswith(PROBE)
+    except ValueError:  # protobuf's DecodeError is one: some other server's page
+        return False
+
+
+def _tailscaled(settings: Settings) -> Finding:
+    userspace = settings.userspace if settings.userspace is not None else is_userspace(settings.ts_socket)
+    if userspace is None:
+        fix = "Set TS_SOCKET; in a container, mount the socket. Without a TUN device: TAILSPAN_USERSPACE=true."
+        return Finding("tailscaled", "look", f"{settings.ts_socket} does not answer: devices stay unnamed.", fix)
+    if userspace:
+        return Finding(
+            "tailscaled", "look", "userspace mode: tailnet peers reach loopback ports.", "Prefer unix sockets."
+        )
+    return Finding("tailscaled", "ok", "answers, with a TUN device")
+
+
+def _age(time: str | None) -> float | None:
+    return None if time is None else (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()

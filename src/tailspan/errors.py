@@ -1,0 +1,102 @@
+"""Everything that can go wrong here, and the one shape it is told in.
+
+    TailspanError            500
+    ├── SettingError         a setting has a bad value; ends the command
+    ├── QuestionError        422  a parameter of a question
+    ├── AccessError          401  no token where one is needed
+    │   ├── HostError        400  a Host this server does not answer to
+    │   └── OriginError      403  a browser page of another origin
+    ├── DeliveryError        400  a delivery of spans that cannot be read
+    │   ├── TypeOfDeliveryError  415
+    │   └── SizeOfDeliveryError  413
+    └── StoreError           503  the store cannot answer
+        ├── LockedError      another process holds the file
+        └── BusyError        503  the store cannot take spans now; come again
+
+Each message is a sentence that names the value; `rule` says what is allowed, `fix` what to do. As JSON:
+`{"error": {"code", "message", "value", "rule", "fix"}}`, where value, rule and fix are left out when there is none.
+"""
+
+from typing import ClassVar
+
+
+class TailspanError(Exception):
+    """The root: catch this at an edge."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "error"
+    headers: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, message: str, *, value: object = None, rule: str | None = None, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.value, self.rule, self.fix = message, value, rule, fix
+
+    def __str__(self) -> str:
+        return " ".join(sentence for sentence in (self.message, self.rule, self.fix) if sentence)
+
+    def body(self) -> dict[str, dict[str, object]]:
+        return shape(self.code, self.message, self.value, self.rule, self.fix)
+
+
+def shape(
+    code: str, message: str, value: object = None, rule: str | None = None, fix: str | None = None
+) -> dict[str, dict[str, object]]:
+    """The JSON of any error, also of those that the framework raises."""
+    entries = {"code": code, "message": message, "value": value, "rule": rule, "fix": fix}
+    return {"error": {key: entry for key, entry in entries.items() if entry is not None}}
+
+
+class SettingError(TailspanError):
+    code = "bad_setting"
+
+
+class QuestionError(TailspanError):
+    status = 422
+    code = "bad_parameter"
+
+
+class AccessError(TailspanError):
+    status = 401
+    code = "token_needed"
+    headers: ClassVar = {"WWW-Authenticate": "Bearer"}
+
+
+class HostError(AccessError):
+    status = 400
+    code = "unknown_host"
+    headers: ClassVar = {}
+
+
+class OriginError(AccessError):
+    status = 403
+    code = "foreign_origin"
+    headers: ClassVar = {}
+
+
+class DeliveryError(TailspanError):
+    status = 400
+    code = "unreadable_body"
+
+
+class TypeOfDeliveryError(DeliveryError):
+    status = 415
+    code = "unsupported_type"
+
+
+class SizeOfDeliveryError(DeliveryError):
+    status = 413
+    code = "body_too_large"
+
+
+class StoreError(TailspanError):
+    status = 503
+    code = "store_unreadable"
+
+
+class LockedError(StoreError):
+    code = "store_locked"
+
+
+class BusyError(StoreError):
+    code = "store_busy"
+    headers: ClassVar = {"Retry-After": "2"}

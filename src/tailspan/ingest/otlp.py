@@ -1,0 +1,261 @@
+"""OTLP/HTTP in: an ExportTraceServiceRequest, protobuf or JSON, as it is or gzipped (opentelemetry.io, "OTLP/HTTP").
+
+Request spans and heartbeats are kept. Spans of other work (INTERNAL, CLIENT, ...) are ignored and counted, and are not
+reported as rejected: a service that sends whole traces does nothing wrong, and its exporter would warn of every batch.
+"""
+
+import gzip
+import json
+import zlib
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from typing import Any, Final
+
+from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
+from tailspan_otel import attributes as names
+from tailspan_otel.traffic import fixed_traffic
+
+from tailspan import wire
+from tailspan.errors import DeliveryError, SizeOfDeliveryError, TypeOfDeliveryError
+from tailspan.ingest import Delivery
+from tailspan.span import Heartbeat, Span
+
+PROTOBUF: Final = "application/x-protobuf"
+JSON: Final = "application/json"
+MAX_BYTES: Final = 8 * 2**20  # of a body, and of what it unpacks to: some 16,000 spans
+AHEAD_NS: Final = 600 * 10**9  # how far a service's clock may be ahead of ours
+PROBE: Final = "probe"  # the kind of the span that `tailspan doctor` sends
+
+# name now → what senders of older conventions call it
+OLD_NAMES: Final = {
+    names.METHOD: ("http.method",),
+    names.STATUS: ("http.status_code",),
+    names.PATH: ("http.target", "http.url", "url.full"),
+    names.CLIENT_ADDRESS: ("http.client_ip", names.PEER_ADDRESS, "net.sock.peer.addr", "net.peer.ip"),
+    names.USER_AGENT: ("http.user_agent",),
+}
+# everything of a span that is read, its path apart: it differs from span to span, the rest repeats
+WANTED: Final = (
+    *(names.KIND, names.METHOD, names.ROUTE, names.STATUS, names.LOGIN, names.FULL_NAME, names.NODE, names.NODE_ID),
+    *(names.TAGS, names.ADDRESS, names.GUESS, names.SOURCE, names.IDENTITY_SOURCE, names.PROVEN, names.CALLER),
+    *(names.TRAFFIC, names.PAGE, names.CLIENT_ADDRESS, names.USER_AGENT, names.SCHEMA),
+    *(old for new, all_old in OLD_NAMES.items() if new != names.PATH for old in all_old),
+)
+REQUEST: Final = OtlpSpan.SpanKind.SPAN_KIND_SERVER
+
+
+class Rejection(Exception):
+    """A span that means to be one of ours and is wrong; the message is the reason."""
+
+
+def read(body: bytes, content_type: str, encoding: str, now_ns: int) -> Delivery:
+    """What the body holds. Raises DeliveryError, TypeOfDeliveryError or SizeOfDeliveryError."""
+    message = parse(unpack(body, encoding), content_type)
+    attributes = Attributes()
+    delivery = Delivery()
+    try:
+        for resource_spans in message.resource_spans:
+            resource = attributes.read(resource_spans.resource.attributes)
+            spans = (span for scope in resource_spans.scope_spans for span in scope.spans)
+            _read_resource(spans, resource, attributes, now_ns, delivery)
+    except DecodeError as problem:  # attributes are only taken apart here
+        raise unreadable(problem) from None
+    return delivery
+
+
+def unpack(body: bytes, encoding: str) -> bytes:
+    if encoding in ("", "identity"):
+        return body
+    if encoding != "gzip":
+        raise TypeOfDeliveryError(f"Content-Encoding is {encoding!r}.", value=encoding, rule="It is gzip or none.")
+    try:
+        with gzip.GzipFile(fileobj=BytesIO(body)) as packed:
+            unpacked = packed.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as problem:
+        raise DeliveryError(
+            f"The body is not gzip: {problem}.", fix="Leave Content-Encoding out, or pack it."
+        ) from None
+    if len(unpacked) > MAX_BYTES:
+        raise too_large()
+    return unpacked
+
+
+def too_large() -> SizeOfDeliveryError:
+    return SizeOfDeliveryError(
+        f"The body has more than {MAX_BYTES} bytes.",
+        rule=f"A body has at most {MAX_BYTES} bytes, packed and unpacked.",
+        fix="Send smaller batches: OTEL_BSP_MAX_EXPORT_BATCH_SIZE, or send_batch_max_size of a collector.",
+    )
+
+
+def parse(body: bytes, content_type: str) -> Any:
+    """The body as a wire.Request."""
+    if content_type not in (PROTOBUF, JSON):
+        rule = f"It is {PROTOBUF} or {JSON}."
+        raise TypeOfDeliveryError(f"Content-Type is {content_type!r}.", value=content_type, rule=rule)
+    try:
+        if content_type == JSON:
+            message = ParseDict(
+                _with_base64_ids(json.loads(body)), ExportTraceServiceRequest(), ignore_unknown_fields=True
+            )
+            body = message.SerializeToString()
+        return wire.Request.FromString(body)
+    except (DecodeError, ParseError, ValueError, TypeError, AttributeError, RecursionError) as problem:
+        # TypeError, AttributeError: JSON of another shape, where json_format looks no further
+        raise unreadable(problem) from None
+
+
+def unreadable(problem: Exception) -> DeliveryError:
+    return DeliveryError(
+        f"The body is no ExportTraceServiceRequest: {' '.join(str(problem).split())[:200]}.",
+        rule=f"{PROTOBUF} and {JSON} are read as the OTLP/HTTP specification has them.",
+    )
+
+
+def _with_base64_ids(message: Any) -> Any:
+    """OTLP's JSON has ids in hex, where protobuf's JSON mapping has base64."""
+    for resource_spans in message.get("resourceSpans") or ():
+        for scope_spans in resource_spans.get("scopeSpans") or ():
+            for span in scope_spans.get("spans") or ():
+                for item in (span, *(span.get("links") or ())):
+                    for key in ("traceId", "spanId", "parentSpanId"):
+                        if item.get(key):
+                            item[key] = b64encode(bytes.fromhex(item[key])).decode()
+    return message
+
+
+class Attributes:
+    """Reads attributes, each different one of a delivery once."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[str, Any]] = {}
+
+    def read(self, packed: Iterable[bytes]) -> dict[str, Any]:
+        known = self._known
+        return dict([known.get(one) or self._learn(one) for one in packed])
+
+    def _learn(self, packed: bytes) -> tuple[str, Any]:
+        pair = KeyValue.FromString(packed)
+        read = self._known[packed] = (pair.key, _value(pair.value))
+        return read
+
+
+def _read_resource(
+    spans: Iterable[Any], resource: dict[str, Any], attributes: Attributes, now_ns: int, delivery: Delivery
+) -> None:
+    service = _text(resource.get(names.SERVICE)) or "unknown_service"
+    environment = _text(resource.get(names.ENVIRONMENT) or resource.get("deployment.environment"))
+    known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    for span in spans:
+        values = attributes.read(span.attributes)
+        kind = values.get(names.KIND)
+        if not _is_ours(span, kind, values):
+            delivery.ignored[PROBE if kind == PROBE else "not a request"] += 1
+            continue
+        try:
+            start_ns, end_ns = span.start_time_unix_nano, span.end_time_unix_nano
+            ids = (span.trace_id, span.span_id, span.parent_span_id or None)
+            _check(*ids, start_ns, end_ns, now_ns)
+            if kind == "heartbeat":
+                delivery.heartbeats.append(_heartbeat((*ids[:2], start_ns, end_ns, service, environment), values))
+                continue
+            wanted = tuple(map(values.get, WANTED))
+            about = known.get(wanted)
+            path = _path(values)
+            if about is None:
+                about = known[wanted] = (service, environment, *_about(values, path))
+            duration_ns = None if values.get(names.TIMED) is False else end_ns - start_ns
+            delivery.spans.append(Span(*ids, start_ns, duration_ns, path, *about))
+        except Rejection as reason:
+            delivery.rejected[str(reason)] += 1
+
+
+def _is_ours(span: Any, kind: object, values: dict[str, Any]) -> bool:
+    if kind is not None:
+        return kind in ("request", "heartbeat")
+    return span.kind == REQUEST and (names.METHOD in values or "http.method" in values)
+
+
+def _check(trace_id: bytes, span_id: bytes, parent_id: bytes | None, start_ns: int, end_ns: int, now_ns: int) -> None:
+    if len(trace_id) != 16 or len(span_id) != 8 or (parent_id and len(parent_id) != 8):
+        raise Rejection("ids of the wrong length")
+    if not start_ns:
+        raise Rejection("no start time")
+    if end_ns < start_ns:
+        raise Rejection("ended before it started")
+    if end_ns > now_ns + AHEAD_NS:
+        raise Rejection("more than ten minutes in the future: set the service's clock")
+
+
+def _about(values: dict[str, Any], path: str | None) -> Sequence[Any]:
+    """The repeating fields from `method` on. A foreign span says nothing of who: anybody can write a name into one."""
+    ours = names.KIND in values
+    method = _text(_first(values, names.METHOD))
+    who = values if ours else {}
+    return (
+        method if method in names.METHODS else "_OTHER",
+        _text(values.get(names.ROUTE)),
+        _status(_first(values, names.STATUS)),
+        *(_text(who.get(name)) for name in (names.LOGIN, names.FULL_NAME, names.NODE, names.NODE_ID, names.TAGS)),
+        *(_text(who.get(name)) for name in (names.ADDRESS, names.GUESS)),
+        _text(who.get(names.SOURCE)) or "live",
+        _text(who.get(names.IDENTITY_SOURCE)) or "none",
+        who.get(names.PROVEN) is not False,
+        _text(who.get(names.CALLER)) or "unknown",
+        _text(who.get(names.TRAFFIC)) or fixed_traffic(path or "") or "api",
+        _text(who.get(names.PAGE)),
+        _text(_first(values, names.CLIENT_ADDRESS)),
+        _text(_first(values, names.USER_AGENT)),
+        _small(who.get(names.SCHEMA)),
+    )
+
+
+def _heartbeat(own: tuple[Any, ...], values: dict[str, Any]) -> Heartbeat:
+    counts = (names.FORGED, names.UNPROVEN, names.DROPPED, names.OPEN_REQUESTS)
+    return Heartbeat._make((*own, values.get(names.STOPPED) is True, *(_count(values.get(name)) for name in counts)))
+
+
+def _value(value: AnyValue) -> Any:
+    if value.string_value:
+        return value.string_value
+    which = value.WhichOneof("value")
+    if which == "array_value":  # tags
+        return ",".join(item.string_value for item in value.array_value.values)
+    return getattr(value, which) if which in ("int_value", "bool_value", "double_value") else None
+
+
+def _first(values: dict[str, Any], name: str) -> Any:
+    return next((values[key] for key in (name, *OLD_NAMES[name]) if values.get(key) is not None), None)
+
+
+def _path(values: dict[str, Any]) -> str | None:
+    path = values.get(names.PATH)
+    if not isinstance(path, str):
+        url = _text(_first(values, names.PATH)) or ""
+        _, scheme, rest = url.partition("://")
+        path = "/" + rest.partition("/")[2] if scheme else url
+    return _text(path.partition("?")[0].partition("#")[0])
+
+
+def _text(value: Any) -> str | None:
+    """At most MAX_LENGTH characters, without NUL, which databases and terminals cut at; None for what is no text."""
+    return value.replace("\0", "")[: names.MAX_LENGTH] or None if isinstance(value, str) else None
+
+
+def _status(value: Any) -> int | None:
+    """A few senders write it as text."""
+    number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) == 3 else value
+    return number if isinstance(number, int) and 100 <= number <= 599 else None
+
+
+def _small(value: Any) -> int:
+    return value if isinstance(value, int) and 0 <= value < 2**15 else 0
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0

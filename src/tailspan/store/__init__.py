@@ -1,0 +1,47 @@
+"""Where answers come from: the seam that every store fills."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, overload
+
+from tailspan.query import Aggregate, Rows
+from tailspan.span import Span
+
+Value = str | int | float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """What is known of one service in one environment. Counts are of the last 24 hours."""
+
+    service: str
+    environment: str | None
+    last_request_ns: int | None  # start of its newest request
+    last_heartbeat_ns: int | None
+    stopped: bool  # its last heartbeat was a clean stop
+    forged: int  # requests with identity headers from an untrusted peer
+    unproven: int  # requests whose identity headers were believed without proof
+    dropped: int  # spans the service lost before they got here
+    open_requests: int  # at its last heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is wrong with a store, if anything."""
+
+    name: str
+    state: Literal["ok", "no data yet", "unreadable"]
+    message: str  # a sentence, with the fix where there is something to fix
+    newest_ns: int | None = None  # start of the newest request
+    services: tuple[ServiceState, ...] = ()
+
+
+class Store(Protocol):
+    @overload
+    def run(self, query: Rows, /) -> list[Span]: ...
+    @overload
+    def run(self, query: Aggregate, /) -> list[dict[str, Value]]: ...
+    def run(self, query: Rows | Aggregate, /) -> list[Span] | list[dict[str, Value]]:
+        """The answer, newest first for Rows. Raises StoreError where there can be none."""
+
+    def state(self, now_ns: int) -> State:
+        """Never raises for a store in trouble: that is the answer."""

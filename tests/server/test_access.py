@@ -1,0 +1,149 @@
+"""Who gets in: by address, token, Host and Origin."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tailspan.access import check_listening
+from tailspan.config import Settings
+from tailspan.errors import SettingError
+from tests.server.conftest import Serving
+from tests.server.spans import export, span
+
+TOKEN = "a-token-for-the-tests"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+LOOPBACK = ("127.0.0.1", 50000)
+TAILNET = ("100.64.0.9", 50000)
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "settings", "status"),
+    [
+        (LOOPBACK, {}, {}, 200),
+        (("::1", 50000), {}, {}, 200),
+        (None, {}, {}, 200),
+        (TAILNET, {}, {}, 401),
+        (TAILNET, BEARER, {}, 401),  # no token is set: none is right
+        (TAILNET, BEARER, {"token": TOKEN}, 200),
+        (TAILNET, {"Authorization": "Bearer wrong-token-of-someone"}, {"token": TOKEN}, 401),
+        (TAILNET, {"Authorization": f"Basic {TOKEN}"}, {"token": TOKEN}, 401),
+        (TAILNET, {"Authorization": "Bearer \xff".encode("latin-1")}, {"token": TOKEN}, 401),
+        (LOOPBACK, {}, {"token": TOKEN}, 200),
+        (LOOPBACK, {"Authorization": "Bearer wrong-token-of-someone"}, {"token": TOKEN}, 401),
+        (LOOPBACK, {}, {"userspace": True, "token": TOKEN}, 401),
+        (LOOPBACK, BEARER, {"userspace": True, "token": TOKEN}, 200),
+        (None, {}, {"userspace": True}, 200),
+        (LOOPBACK, {"X-Forwarded-For": "100.64.0.9"}, {}, 401),
+        (LOOPBACK, {"Forwarded": "for=100.64.0.9"}, {}, 401),
+        (None, {"Tailscale-User-Login": "ana@example.com"}, {}, 401),
+        (LOOPBACK, {"X-Forwarded-For": "100.64.0.9"} | BEARER, {"token": TOKEN}, 200),
+        (LOOPBACK, {"Host": "evil.example"}, {}, 400),
+        (LOOPBACK, {"Host": "evil.example"} | BEARER, {"token": TOKEN}, 400),
+        (LOOPBACK, {"Host": ""}, {}, 400),
+        (LOOPBACK, {"Host": "127.0.0.1.evil.example:8100"}, {}, 400),
+        (LOOPBACK, {"Host": "localhost:8100"}, {}, 200),
+        (LOOPBACK, {"Host": "LOCALHOST"}, {}, 200),
+        (LOOPBACK, {"Host": "[::1]:8100"}, {}, 200),
+        (LOOPBACK, {"Host": "box.tailnet.ts.net"}, {"allowed_hosts": ("box.tailnet.ts.net",)}, 200),
+    ],
+)
+def test_reading_needs_a_local_process_or_the_token(
+    serving: Serving, peer: Any, headers: dict[str, Any], settings: dict[str, Any], status: int
+) -> None:
+    with serving(peer=peer, **settings) as client:
+        for path in ("/analytics/active", "/healthz", "/openapi.json", "/nope"):
+            answer = client.get(path, headers=headers)
+            assert answer.status_code == (404 if path == "/nope" and status == 200 else status)
+        if status != 200:
+            assert {"code", "message", "fix"} <= answer.json()["error"].keys()
+            assert TOKEN not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "status"),
+    [
+        (LOOPBACK, {}, 200),
+        (TAILNET, {}, 401),
+        (TAILNET, BEARER, 200),
+        (LOOPBACK, {"Origin": "https://evil.example"}, 403),
+        (LOOPBACK, {"Origin": "null"}, 403),
+        (LOOPBACK, {"Origin": "http://127.0.0.1:9999"}, 403),
+        (LOOPBACK, {"Origin": "http://127.0.0.1:8100"}, 200),
+        (LOOPBACK, {"Host": "evil.example"}, 400),
+    ],
+)
+def test_delivering_needs_the_same_and_no_foreign_page(
+    serving: Serving, peer: Any, headers: dict[str, str], status: int
+) -> None:
+    with serving(peer=peer, token=TOKEN) as client:
+        answer = client.post("/v1/traces", json=export(span(1)), headers=headers)
+    assert answer.status_code == status
+    assert set(answer.json()) == (set() if status == 200 else {"code", "message"})
+
+
+def test_a_foreign_page_may_read_nothing_but_is_not_refused_by_origin_alone(serving: Serving) -> None:
+    with serving() as client:
+        answer = client.get("/analytics/active", headers={"Origin": "https://evil.example"})
+    assert answer.status_code == 200
+    assert "access-control-allow-origin" not in answer.headers  # so the browser keeps the answer from the page
+
+
+@pytest.mark.parametrize(
+    ("listen", "token", "userspace", "refused"),
+    [
+        ("127.0.0.1:8100", None, False, False),
+        ("localhost:8100", None, False, False),
+        ("[::1]:8100", None, False, False),
+        ("0.0.0.0:8100", None, False, True),
+        ("100.64.0.1:8100", None, False, True),
+        ("0.0.0.0:8100", TOKEN, False, False),
+        ("127.0.0.1:8100", None, True, True),
+        ("127.0.0.1:8100", TOKEN, True, False),
+        ("unix:/run/tailspan.sock", None, True, False),
+    ],
+)
+def test_listening_where_others_reach_it_needs_a_token(
+    listen: str, token: str | None, userspace: bool, refused: bool
+) -> None:
+    settings = Settings(listen=listen, token=token)
+    if not refused:
+        return check_listening(settings, userspace)
+    with pytest.raises(SettingError, match="TAILSPAN_TOKEN") as problem:
+        check_listening(settings, userspace)
+    assert listen in str(problem.value)
+
+
+def test_the_token_may_come_from_a_file_and_is_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    settings = Settings.read({"TAILSPAN_TOKEN_FILE": str(tmp_path / "token")})
+    assert settings.token == TOKEN
+    assert TOKEN not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("TAILSPAN_LISTEN", "8100"),
+        ("TAILSPAN_LISTEN", "127.0.0.1:99999"),
+        ("TAILSPAN_LISTEN", "unix:relative"),
+        ("TAILSPAN_TOKEN", "short"),
+        ("TAILSPAN_TOKEN", "with a space in the middle"),
+        ("TAILSPAN_TOKEN_FILE", "/nowhere"),
+        ("TAILSPAN_RETENTION_DAYS", "0"),
+        ("TAILSPAN_RETENTION_DAYS", "ten"),
+        ("TAILSPAN_USERSPACE", "maybe"),
+        ("TAILSPAN_URL", "localhost:8100"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_rule(key: str, value: str) -> None:
+    with pytest.raises(SettingError) as problem:
+        Settings.read({key: value})
+    assert key in str(problem.value)
+    assert problem.value.rule
+    assert key != "TAILSPAN_TOKEN" or value not in str(problem.value)
+
+
+def test_an_unknown_setting_is_a_warning_with_the_nearest_one(caplog: pytest.LogCaptureFixture) -> None:
+    assert Settings.read({"TAILSPAN_LISTENN": "x", "TAILSPAN_TRUSTED_PEERS": "127.0.0.1"}) == Settings()
+    assert caplog.messages == ["TAILSPAN_LISTENN is no setting; did you mean TAILSPAN_LISTEN?"]

@@ -1,0 +1,321 @@
+"""`tailspan …` as its users run it: processes, exit codes, terminals that are none."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.spans import ANA, LEO, NOW_NS, beat, export, span
+
+TAILSPAN = str(Path(sys.executable).with_name("tailspan"))
+Start = Callable[..., "Server"]
+
+
+def environment(**settings: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("TAILSPAN_", "OTEL_", "TS_SOCKET"))}
+    return {**kept, "TS_SOCKET": "/nowhere", "COLUMNS": "200", **settings}
+
+
+def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TAILSPAN, *arguments], env=environment(**settings), capture_output=True, text=True, timeout=60
+    )
+
+
+class Server:
+    """A `tailspan serve` that listens."""
+
+    def __init__(self, **settings: str) -> None:
+        self.process = subprocess.Popen(
+            [TAILSPAN, "serve"], env=environment(**settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout
+        self.greeting = self.process.stdout.readline()
+        assert self.greeting, self.process.communicate()[1]
+        self.url = settings["TAILSPAN_LISTEN"] if "unix:" in self.greeting else self.greeting.split()[3]
+
+    def deliver(self, *spans: dict[str, Any]) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/traces", json=export(*map(_today, spans)))
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(how)
+        self.errors = self.process.communicate(timeout=20)[1]
+        return self.process.returncode
+
+
+def _today(message: dict[str, Any]) -> dict[str, Any]:
+    """The same, as long before the present as it was before the tests' NOW."""
+    times = {key: str(int(message[key]) + time.time_ns() - NOW_NS) for key in ("startTimeUnixNano", "endTimeUnixNano")}
+    return message | times
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    servers = []
+
+    def begin(**settings: str) -> Server:
+        own = {"TAILSPAN_DB": str(tmp_path / "t.duckdb"), "TAILSPAN_LISTEN": "127.0.0.1:0"}
+        servers.append(Server(**{**own, **settings}))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.process.kill()
+        server.process.communicate()
+
+
+def test_serve_says_where_it_listens_what_it_keeps_and_how_to_send(start: Start, tmp_path: Path) -> None:
+    server = start()
+    assert server.greeting == (
+        f"tailspan listens on {server.url} · database {tmp_path}/t.duckdb · "
+        f"services send with OTEL_EXPORTER_OTLP_ENDPOINT={server.url}\n"
+    )
+    answer = httpx.get(f"{server.url}/healthz")
+    assert (answer.json()["status"], "server" in answer.headers) == ("ok", False)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_serve_ends_cleanly_and_its_successor_knows_all(start: Start, how: signal.Signals) -> None:
+    server = start()
+    server.deliver(span(1))
+    assert (server.stop(how), server.errors) == (0, "")
+    [log] = [log for log in _logs(start().url) if log["service"] == "dashboard"]
+    assert log["user"] == "ana@example.com"
+
+
+def test_every_acknowledged_span_survives_a_kill(start: Start) -> None:
+    server = start()
+    acknowledged: list[str] = []
+    killed = threading.Event()
+
+    def deliver() -> None:
+        for number in range(1, 10_000):
+            try:
+                sent = span(number, ago=1)
+                if server.deliver(sent).status_code == 200:
+                    acknowledged.append(sent["traceId"])
+            except httpx.TransportError:
+                return
+            if len(acknowledged) == 50:
+                killed.set()
+
+    thread = threading.Thread(target=deliver)
+    thread.start()
+    assert killed.wait(20)
+    server.stop(signal.SIGKILL)
+    thread.join()
+    found = [log["trace_id"] for log in _logs(start().url) if log["service"] == "dashboard"]
+    assert len(found) == len(set(found))
+    assert set(acknowledged) <= set(found)
+    assert len(set(found) - set(acknowledged)) <= 1  # the one that was under way
+
+
+def test_a_second_server_on_the_same_file_names_the_first(start: Start, tmp_path: Path) -> None:
+    server = start()
+    second = run("serve", TAILSPAN_DB=str(tmp_path / "t.duckdb"), TAILSPAN_LISTEN="127.0.0.1:0")
+    assert (second.returncode, second.stdout) == (1, "")
+    assert f"held by another process (pid {server.process.pid})" in second.stderr
+
+
+def test_a_taken_port_is_named(start: Start, tmp_path: Path) -> None:
+    listen = start().url.removeprefix("http://")
+    second = run("serve", TAILSPAN_DB=str(tmp_path / "other.duckdb"), TAILSPAN_LISTEN=listen)
+    assert second.returncode == 2
+    assert f"TAILSPAN_LISTEN is {listen}" in second.stderr
+
+
+def test_a_server_off_loopback_without_a_token_does_not_start(tmp_path: Path) -> None:
+    refused = run("serve", TAILSPAN_DB=str(tmp_path / "t.duckdb"), TAILSPAN_LISTEN="0.0.0.0:0")
+    assert (refused.returncode, (tmp_path / "t.duckdb").exists()) == (2, False)
+    assert "TAILSPAN_TOKEN" in refused.stderr
+
+
+def test_a_server_on_a_unix_socket_is_asked_there_and_not_taken_over(start: Start, tmp_path: Path) -> None:
+    listen = f"unix:{tmp_path}/t.sock"
+    server = start(TAILSPAN_LISTEN=listen)
+    assert f"tailspan listens on {listen} · database" in server.greeting
+    asked = run("active", "--json", TAILSPAN_LISTEN=listen)
+    assert (asked.returncode, json.loads(asked.stdout)["total_active"]) == (0, 0)
+    second = run("serve", TAILSPAN_DB=str(tmp_path / "other.duckdb"), TAILSPAN_LISTEN=listen)
+    assert (second.returncode, "another server answers" in second.stderr) == (2, True)
+    server.stop(signal.SIGKILL)  # leaves its socket behind
+    start(TAILSPAN_LISTEN=listen)
+    assert run("active", TAILSPAN_LISTEN=listen).returncode == 0
+
+
+def test_active_and_logs_show_who_device_page_and_speed(start: Start) -> None:
+    server = start()
+    server.deliver(span(1, ago=2), span(2, LEO, ago=3), beat(3))
+    active = run("active", TAILSPAN_URL=server.url)
+    assert (active.returncode, active.stderr) == (0, "")
+    assert [line.split() for line in active.stdout.splitlines()] == [
+        ["2", "active"],
+        ["who", "device", "page", "last", "seen"],
+        ["ana@example.com", "ana-laptop", "/dashboard", "just", "now"],
+        ["leo@example.com", "iPhone", "(?)", "/dashboard", "just", "now"],
+    ]
+    logs = run("logs", "--user", "leo@example.com", TAILSPAN_URL=server.url)
+    title, _, row = logs.stdout.splitlines()
+    assert " ".join(title.split()) == "1 requests of 1 people on 0 devices in 24 h, mean 42 ms"
+    assert " ".join(row.split()[1:]) == "leo@example.com iPhone (?) 100.64.0.8 GET /dashboard 200 42.0 page"
+    assert "\x1b" not in active.stdout + logs.stdout
+
+
+def test_an_answer_without_its_source_says_so_beside_the_table(start: Start) -> None:
+    asked = run("active", TAILSPAN_URL=start().url)
+    assert asked.returncode == 0
+    assert asked.stderr.startswith("store: no data yet. No request has ever arrived.")
+
+
+def test_the_server_records_its_viewers_and_not_its_deliveries(start: Start) -> None:
+    server = start()
+    server.deliver(span(1, ago=2))
+    httpx.get(f"{server.url}/analytics/active", headers={"User-Agent": "viewer"})
+    own: list[dict[str, Any]] = []
+    deadline = time.monotonic() + 10
+    while not own and time.monotonic() < deadline:
+        own = [
+            log for log in _logs(server.url) if log["service"] == "tailspan" and log["endpoint"] == "/analytics/active"
+        ]
+    assert (own[0]["caller"], own[0]["traffic"], own[0]["status"]) == ("local", "internal", 200)
+    assert not [log for log in _logs(server.url) if log["path"] == "/v1/traces"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("active",), 1, "No tailspan answers at http://127.0.0.1:1"),
+        (("logs",), 1, "Run: tailspan doctor"),
+        (("doctor",), 1, ""),
+        (("nonsense",), 2, "No such command"),
+        (("logs", "--hours", "x"), 2, "Invalid value for '--hours'"),
+    ],
+)
+def test_exit_codes_tell_what_is_wrong(arguments: tuple[str, ...], code: int, said: str) -> None:
+    ended = run(*arguments, TAILSPAN_URL="http://127.0.0.1:1")
+    assert ended.returncode == code
+    assert said in " ".join(ended.stderr.split())
+
+
+def test_a_wrong_parameter_and_a_wrong_setting_are_usage_errors(start: Start) -> None:
+    ended = run("logs", "--hours", "500", TAILSPAN_URL=start().url)
+    assert (ended.returncode, "hours is '500'" in ended.stderr) == (2, True)
+    ended = run("active", TAILSPAN_URL="nowhere")
+    assert (ended.returncode, "TAILSPAN_URL is 'nowhere'" in ended.stderr) == (2, True)
+
+
+def test_help_shows_each_command_with_an_example() -> None:
+    for command in ("serve", "active", "logs", "doctor"):
+        assert command in run("--help").stdout
+        assert f"tailspan {command}" in run(command, "--help").stdout
+
+
+def test_doctor_finds_nothing_broken_where_all_is_well(start: Start) -> None:
+    server = start()
+    server.deliver(span(1, ago=2), beat(2, ago=1))
+    findings = _doctor(0, TAILSPAN_URL=server.url, OTEL_EXPORTER_OTLP_ENDPOINT=server.url)
+    assert {link: found["state"] for link, found in findings.items()} == {
+        "settings": "ok",
+        "server": "ok",
+        "store": "ok",
+        "service dashboard": "ok",
+        "probe": "ok",
+        "tailscaled": "look",
+    }
+
+
+@pytest.mark.parametrize(
+    ("link", "said", "settings", "spans"),
+    [
+        ("server", "Nothing answers at http://127.0.0.1:1", {"TAILSPAN_URL": "http://127.0.0.1:1"}, []),
+        (
+            "probe",
+            "cannot be sent to http://127.0.0.1:1/v1/traces",
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1/"},
+            [],
+        ),
+        ("probe", "answered 404", {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "{url}/nope"}, []),
+        ("probe", "switches sending off", {"OTEL_SDK_DISABLED": "true"}, []),
+        ("service dashboard", "last heartbeat 2 min ago", {}, [span(1, ANA, ago=130), beat(2, ago=125)]),
+        ("access", "The token is wrong", {"TAILSPAN_TOKEN": "a-wrong-token-of-someone"}, []),
+    ],
+)
+def test_doctor_names_the_broken_link_and_its_fix(
+    start: Start, link: str, said: str, settings: dict[str, str], spans: list[dict[str, Any]]
+) -> None:
+    server = start(TAILSPAN_TOKEN="the-right-token-of-tests")
+    server.deliver(*spans)
+    given = {key: value.format(url=server.url) for key, value in settings.items()}
+    findings = _doctor(1, **{"TAILSPAN_URL": server.url, **given})
+    assert [name for name, found in findings.items() if found["state"] == "broken"] == [link]
+    assert said in findings[link]["message"]
+    assert findings[link]["fix"]
+
+
+def test_doctor_does_not_take_a_collector_for_tailspan(start: Start) -> None:
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.handle_request).start()
+        url = f"http://127.0.0.1:{collector.server_port}"
+        findings = _doctor(0, TAILSPAN_URL=start().url, OTEL_EXPORTER_OTLP_ENDPOINT=url)
+    assert (findings["probe"]["state"], "not tailspan itself" in findings["probe"]["message"]) == ("look", True)
+
+
+def test_doctor_and_serve_ask_tailscaled_for_its_mode(start: Start, tmp_path: Path) -> None:
+    path = str(tmp_path / "tailscaled.sock")
+
+    class LocalApi(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            right = self.headers["Host"] == "local-tailscaled.sock" and self.path.startswith("/localapi/v0/status")
+            self.send_response(200 if right else 403)
+            self.end_headers()
+            self.wfile.write(b'{"TUN": false}')
+
+        def address_string(self) -> str:
+            return ""
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class UnixServer(HTTPServer):
+        address_family = socket.AF_UNIX
+
+        def server_bind(self) -> None:
+            self.socket.bind(self.server_address)
+
+    with UnixServer(path, LocalApi) as tailscaled:  # type: ignore[arg-type]  # a path, as AF_UNIX has it
+        threading.Thread(target=tailscaled.serve_forever).start()
+        refused = run("serve", TS_SOCKET=path, TAILSPAN_DB=str(tmp_path / "t.duckdb"), TAILSPAN_LISTEN="127.0.0.1:0")
+        findings = _doctor(1, TS_SOCKET=path, TAILSPAN_URL="http://127.0.0.1:1")
+        tailscaled.shutdown()
+    assert (refused.returncode, "userspace mode" in refused.stderr) == (2, True)
+    assert (findings["tailscaled"]["state"], "userspace mode" in findings["tailscaled"]["message"]) == ("look", True)
+
+
+def _logs(url: str) -> list[dict[str, Any]]:
+    return list(httpx.get(f"{url}/analytics/access-logs", params={"limit": 1000}).json()["logs"])
+
+
+def _doctor(code: int, **settings: str) -> dict[str, dict[str, Any]]:
+    ended = run("doctor", "--json", **settings)
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    return {found["link"]: found for found in json.loads(ended.stdout)}
