@@ -3,9 +3,9 @@
     scripts/bench capture
 
 Each variant runs in a process of its own, the variants in turn, several rounds; figures are medians over the rounds.
-*time*: wall time of one request in process (an ASGI call of one async route, the last of its app), spans thrown away by a null exporter.
-*CPU*: of the whole process, all threads, spans sent by the stock OTLP/HTTP exporter to a receiver in another process.
-*memory*: peak resident set of that second run. Both over the bare app's.
+*time*: wall time of one request in process (an ASGI call of the last route of its app), with a null exporter.
+*CPU*: of the whole process, all threads, with the stock OTLP/HTTP exporter and a receiver on loopback.
+*memory*: peak resident set of that second run. All over the bare app's.
 """
 
 import asyncio

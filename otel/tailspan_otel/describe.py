@@ -42,10 +42,10 @@ def span_of(request: "Request") -> ReadableSpan:
 def attributes_of(request: "Request", wait_s: float) -> dict[str, Any]:
     """Every attribute of a request, naming its device if that is known within `wait_s` seconds."""
     caller, recorder = request.caller, request.recorder
-    node = recorder.whois.wait(caller.client, wait_s) if caller.tailnet and caller.client else None
+    node = recorder.node(caller, wait_s)
     kind, page = _traffic(request)
     found: dict[str, Any] = {
-        **_identity(caller, node, recorder.proven(caller)),
+        **_identity(caller, node, recorder.proves(caller)),
         **_method(request.method),
         **_server(_text(request, b"host")[:256]),
         name.PATH: request.path[: name.MAX_LENGTH],
@@ -73,7 +73,8 @@ def attributes_of(request: "Request", wait_s: float) -> dict[str, Any]:
 def _traffic(request: "Request") -> tuple[str, str | None]:
     caller, path, rhythm = request.caller, request.path[: name.MAX_LENGTH], request.recorder.rhythm
     content_type = request.content_type.decode("latin-1")
-    is_page = traffic.is_page(request.method, request.status or 0, content_type, _text(request, b"accept"))
+    accept = _text(request, b"accept") if request.status == 304 else ""
+    is_page = traffic.is_page(request.method, request.status or 0, content_type, accept)
     who = caller.client or caller.login or ""
     kind = traffic.classify(
         path,

@@ -8,6 +8,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from operator import sub
 from typing import Final
 
 from opentelemetry.sdk.resources import Resource
@@ -16,6 +18,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
 from tailspan_otel import attributes as name
+from tailspan_otel.export import Unfinished
 
 BEAT_S: Final = 15.0
 HOUR_NS: Final = 3600 * 10**9
@@ -27,11 +30,11 @@ IDS: Final = RandomIdGenerator()
 class Heartbeat:
     """Beats from the first request or the lifespan's start until `stop`, in each process that serves."""
 
-    def __init__(self, resource: Resource, put: Callable[[ReadableSpan], None], dropped: Callable[[], int]) -> None:
+    def __init__(self, resource: Resource, put: Callable[[Unfinished], None], dropped: Callable[[], int]) -> None:
         self.forged = 0
         self.unproven = 0
         self.open: dict[int, int] = {}  # requests being served: a key of their own, their start in ns
-        self._resource = resource
+        self.resource = resource
         self._put = put
         self._dropped = dropped
         self._lock = threading.Lock()
@@ -72,28 +75,48 @@ class Heartbeat:
 
     def _begin(self, now: int) -> None:
         self._start = now
-        self._base = (self.forged, self.unproven, self._dropped())
-        self._context = SpanContext(IDS.generate_trace_id(), IDS.generate_span_id(), False, SAMPLED)
+        self._base = self.counts()
+        self.context = SpanContext(IDS.generate_trace_id(), IDS.generate_span_id(), False, SAMPLED)
 
     def _beat(self, now: int, *, stopped: bool = False) -> None:
-        forged, unproven, dropped = self._base
-        self._put(
-            ReadableSpan(
-                "heartbeat",
-                self._context,
-                resource=self._resource,
-                kind=SpanKind.INTERNAL,
-                start_time=self._start,
-                end_time=max(now, self._start),
-                attributes={
-                    name.KIND: "heartbeat",
-                    name.SOURCE: "live",
-                    name.STOPPED: stopped,
-                    name.FORGED: self.forged - forged,
-                    name.UNPROVEN: self.unproven - unproven,
-                    name.DROPPED: self._dropped() - dropped,
-                    name.OPEN_REQUESTS: sum(now - start >= LONG_NS for start in list(self.open.values())),
-                    name.SCHEMA: name.SCHEMA_VERSION,
-                },
-            )
+        self._put(_Beat(self, self.context, self._start, now, self._base, stopped))
+
+    def counts(self) -> tuple[int, int, int]:
+        """Forged, unproven and lost, since the process started."""
+        return self.forged, self.unproven, self._dropped()
+
+    def open_long(self, now: int) -> int:
+        return sum(now - start >= LONG_NS for start in list(self.open.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Beat:
+    """Counted when it is sent: by then every request before it was described, and counted too."""
+
+    heartbeat: Heartbeat
+    context: SpanContext
+    start_ns: int
+    now_ns: int
+    base: tuple[int, int, int]
+    stopped: bool
+
+    def span(self) -> ReadableSpan:
+        forged, unproven, dropped = map(sub, self.heartbeat.counts(), self.base)
+        return ReadableSpan(
+            "heartbeat",
+            self.context,
+            resource=self.heartbeat.resource,
+            kind=SpanKind.INTERNAL,
+            start_time=self.start_ns,
+            end_time=max(self.now_ns, self.start_ns),
+            attributes={
+                name.KIND: "heartbeat",
+                name.SOURCE: "live",
+                name.STOPPED: self.stopped,
+                name.FORGED: forged,
+                name.UNPROVEN: unproven,
+                name.DROPPED: dropped,
+                name.OPEN_REQUESTS: self.heartbeat.open_long(self.now_ns),
+                name.SCHEMA: name.SCHEMA_VERSION,
+            },
         )

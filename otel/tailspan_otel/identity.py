@@ -115,15 +115,21 @@ class Identify:
         if host is not None and not rewritten and not self._trusts(host):
             return _untrusted(host, not IDENTITY_HEADERS.isdisjoint(headers))
         peer = None if rewritten else host
-        forwarded = headers.get(FORWARDED_FOR, b"")[-512:]
+        forwarded = headers[FORWARDED_FOR][-512:] if FORWARDED_FOR in headers else None
         return self._vouched(peer, host is None, forwarded, FUNNEL in headers, headers.get(LOGIN), headers.get(NAME))
 
     def _read_vouched(
-        self, peer: str | None, unix: bool, forwarded: bytes, funnel: bool, login: bytes | None, name: bytes | None
+        self,
+        peer: str | None,
+        unix: bool,
+        forwarded: bytes | None,
+        funnel: bool,
+        login: bytes | None,
+        name: bytes | None,
     ) -> Caller:
         hop = self._nearest(forwarded)
         address = hop if hop is not None and parse(hop) else None
-        client, tailnet = address or peer, address is not None and is_tailnet(address)
+        client, tailnet = address or (peer and _plain(peer)), address is not None and is_tailnet(address)
         if funnel:
             return Caller("funnel", peer=peer, client=client, unix=unix)
         user = decoded(login) if login else None
@@ -131,10 +137,10 @@ class Identify:
             return Caller("local" if hop is None else "unknown", peer=peer, client=client, tailnet=tailnet, unix=unix)
         return Caller("person", "serve_header", user, decoded(name or b""), peer, client, tailnet, unix=unix)
 
-    def _nearest(self, forwarded: bytes) -> str | None:
+    def _nearest(self, forwarded: bytes | None) -> str | None:
         """The right-most entry that is no proxy of ours: what stands left of it was written by the caller."""
-        hops = [hop.strip() for hop in forwarded.decode("latin-1").split(",")]
-        return next((_plain(hop) for hop in reversed(hops) if hop and not self._trusts(hop)), None)
+        hops = [hop.strip() for hop in forwarded.decode("latin-1").split(",")] if forwarded is not None else []
+        return next((_plain(hop) for hop in reversed(hops) if not self._trusts(hop)), None)
 
 
 @lru_cache(1024)

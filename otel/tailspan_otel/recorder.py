@@ -16,7 +16,7 @@ from tailspan_otel.export import Outlet
 from tailspan_otel.heartbeat import SAMPLED, Heartbeat
 from tailspan_otel.identity import Caller, Headers, Identify, Network
 from tailspan_otel.traffic import Rhythm, bounded
-from tailspan_otel.whois import Whois
+from tailspan_otel.whois import Node, Whois
 
 log = logging.getLogger("tailspan")
 
@@ -64,9 +64,19 @@ class Recorder:
         self.heartbeat.stop()
         self.outlet.shutdown()
 
-    def proven(self, caller: Caller) -> bool:
-        """Whether no tailnet peer could have sent this: in userspace mode netstack takes it to any loopback port."""
-        return not self.whois.userspace or caller.unix or not caller.vouched
+    def node(self, caller: Caller, wait_s: float = 0) -> Node | None:
+        """The caller's device, as far as it is known within `wait_s` seconds."""
+        return self.whois.wait(caller.client, wait_s) if caller.tailnet and caller.client else None
+
+    def proves(self, caller: Caller) -> bool:
+        """Whether no tailnet peer could have sent this (in userspace mode netstack takes it to any loopback port).
+
+        Called once a request: it counts the forged and the unproven.
+        """
+        proven = not self.whois.userspace or caller.unix or not caller.vouched
+        self.heartbeat.forged += caller.forged
+        self.heartbeat.unproven += not proven and caller.login is not None
+        return proven
 
     def remote(self, headers: Headers) -> Context | None:
         """The caller's trace context, by the propagators of `OTEL_PROPAGATORS`; None where none was sent."""

@@ -14,6 +14,7 @@ from tailspan_otel import route
 from tailspan_otel.asgi import Message, Scope
 from tailspan_otel.describe import attributes_of, span_of
 from tailspan_otel.heartbeat import IDS, SAMPLED
+from tailspan_otel.identity import Caller
 from tailspan_otel.recorder import Recorder
 
 log = logging.getLogger("tailspan")
@@ -59,14 +60,14 @@ class Request:
         self.scheme: str = scope.get("scheme", "http")
         self.version: str = scope.get("http_version", "1.1")
         self.websocket = scope["type"] == "websocket"
+        self.client: tuple[str, int] | None = scope.get("client")
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.caller = caller = recorder.identify(scope.get("client"), self.headers)
-        if caller.tailnet and caller.client:
-            recorder.whois.peek(caller.client)  # asked now, so that the answer is there when the request ends
-        if caller.forged:
-            recorder.heartbeat.forged += 1
-        if caller.login is not None and not recorder.proven(caller):
-            recorder.heartbeat.unproven += 1
+        if self.foreign is not None:
+            recorder.node(self.caller)  # asked now, so that the answer is there when the response starts
+
+    @cached_property
+    def caller(self) -> Caller:
+        return self.recorder.identify(self.client, self.headers)
 
     def enter(self, around: Context) -> Context:
         """The context the app runs in, where what it opens lies below the request's span."""
