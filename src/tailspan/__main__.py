@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated, Any
 
 import httpx
@@ -164,7 +165,7 @@ def ask(path: str, **parameters: object) -> dict[str, Any]:
 def show(title: str, columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
     table = Table(title=escape(title), title_justify="left", box=None, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "time")
     for row in rows:
         table.add_row(*("-" if value is None else escape(str(value)) for value in row))
     out.print(table)
@@ -180,7 +181,7 @@ def complain(sources: list[dict[str, Any]]) -> None:
 def _row(log: dict[str, Any]) -> tuple[object, ...]:
     took = log["response_time_ms"]
     return (
-        log["timestamp"],
+        f"{datetime.fromisoformat(log['timestamp']).astimezone():%m-%d %H:%M:%S}",  # as the reader's clock has it
         log["user"] or log["tags"] or f"({log['caller']})",
         log["device"],
         log["ip"],
