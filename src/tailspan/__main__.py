@@ -98,7 +98,7 @@ def logs(
     show(
         f"{total['total_requests']} requests of {total['unique_users']} people on {total['unique_devices']} devices "
         f"in {hours} h, mean {mean}",
-        ("time", "who", "device", "from", "request", "status", "ms", "traffic"),
+        ("time", "who", "device", "request", "status", "ms", "traffic"),
         [_row(log) for log in answer["logs"]],
     )
     complain(answer["sources"])
@@ -183,8 +183,7 @@ def _row(log: dict[str, Any]) -> tuple[object, ...]:
     return (
         f"{datetime.fromisoformat(log['timestamp']).astimezone():%m-%d %H:%M:%S}",  # as the reader's clock has it
         log["user"] or log["tags"] or f"({log['caller']})",
-        log["device"],
-        log["ip"],
+        log["device"] or log["ip"],
         f"{log['method']} {log['endpoint']}",
         log["status"],
         None if took is None else round(took, 1),
