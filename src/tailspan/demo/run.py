@@ -1,0 +1,187 @@
+"""`tailspan demo`: a server, a service, a stand-in for tailscaled, and visitors; and who of them is seen."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Final
+
+import httpx
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tailspan.config import LISTEN
+from tailspan.demo.localapi import LocalAPI
+from tailspan.errors import SettingError, TailspanError
+
+LOOK_EVERY_S: Final = 0.25
+STOP_S: Final = 10.0
+DIE_WITH_PARENT: Final = 1  # prctl(2): PR_SET_PDEATHSIG
+
+out = Console(soft_wrap=True, highlight=False)
+
+
+def demo(
+    seconds: Annotated[float | None, typer.Option("--for", help="Stop after this many seconds.", min=0)] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep the database in this directory.")] = None,
+    beside_opentelemetry: Annotated[
+        bool,
+        typer.Option("--beside-opentelemetry", help="The service has OpenTelemetry's own instrumentation as well."),
+    ] = False,
+) -> None:
+    """Shows tailspan at work: a small service, its visitors, and who of them is seen. Ctrl-C ends it.
+
+    \b
+    tailspan demo
+    tailspan demo --for 60 --keep ./kept
+
+    Service and requests are real. tailscaled is not: a stand-in answers what a real one answered.
+    """
+    from tailspan.demo.visitors import visit  # the other commands do without the service's libraries
+
+    if beside_opentelemetry and not find_spec("opentelemetry.instrumentation.fastapi"):
+        raise SettingError(
+            "opentelemetry-instrumentation-fastapi is not installed.", fix="Run: pip install 'tailspan-otel[fastapi]'"
+        )
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both end it in the same way
+    with suppress(KeyboardInterrupt), ExitStack() as stage:
+        folder = Path(stage.enter_context(TemporaryDirectory(prefix="tailspan-demo-")))
+        server = stage.enter_context(running_server(keep or folder))
+        tailscaled, serve = folder / "tailscaled.sock", folder / "factory.sock"
+        stage.enter_context(LocalAPI(tailscaled))
+        service = stage.enter_context(running_service(serve, tailscaled, server, beside_opentelemetry))
+        introduce(server, service)
+        asyncio.run(show(visit(serve, service), server, seconds))
+    out.print("stopped" if keep is None else f"stopped; the database is {keep / 'tailspan.duckdb'}")
+
+
+@contextmanager
+def running(*command: object, **settings: str) -> Iterator[str]:
+    """A Python program that says a line as soon as it listens: that line. Ends it by SIGTERM.
+
+    Settings of tailspan and OpenTelemetry in our own environment are not for it. Raises TailspanError where it fails.
+    """
+    ours = ("TAILSPAN_", "OTEL_", "TS_SOCKET")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+    with subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env=environment | settings,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,  # Ctrl-C is for us: we stop them one after the other
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+    ) as process:
+        assert process.stdout
+        try:
+            line = process.stdout.readline().strip()
+            if not line:
+                raise TailspanError(f"python {' '.join(map(str, command))} did not start.", fix="It says why above.")
+            yield line
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)  # even where we are killed without a word
+
+
+@contextmanager
+def running_server(folder: Path) -> Iterator[str]:
+    """`tailspan serve` with its database in the folder: its URL."""
+    listen = free_address()
+    # what tailscaled's mode would forbid is no harm here: whoever reaches this port finds nobody real
+    settings = {"LISTEN": listen, "DB": str(folder / "tailspan.duckdb"), "USERSPACE": "false"}
+    with running("-m", "tailspan", "serve", **{f"TAILSPAN_{key}": value for key, value in settings.items()}):
+        yield f"http://{listen}"
+
+
+def running_service(
+    serve: Path, tailscaled: Path, server: str, beside_opentelemetry: bool
+) -> AbstractContextManager[str]:
+    """The service on the socket `serve`, sending to the server: the URL of its loopback port."""
+    beside = ["--beside-opentelemetry"] if beside_opentelemetry else []
+    settings = {"TS_SOCKET": str(tailscaled), "OTEL_EXPORTER_OTLP_ENDPOINT": server, "no_proxy": "127.0.0.1"}
+    return running("-m", "tailspan.demo.service", serve, *beside, **settings)
+
+
+def free_address() -> str:
+    """Where a server listens by default, or a free port beside it where that one is taken."""
+    host, _, port = LISTEN.partition(":")
+    try:
+        probe = socket.create_server((host, int(port)))
+    except OSError:
+        probe = socket.create_server((host, 0))
+    with probe:
+        return f"{host}:{probe.getsockname()[1]}"
+
+
+def introduce(server: str, service: str) -> None:
+    out.print(
+        "tailscaled is a stand-in here, and the visitors are made up; all else is real.\n"
+        f"the service    {service}/dashboard (not you there: calls of this machine are no visits)\n"
+        f"who is active  {server}/analytics/active\n"
+        f"all requests   {server}/analytics/access-logs\n"
+        f"by command     TAILSPAN_URL={server} tailspan active\n"
+        "Ctrl-C ends it.\n"
+    )
+
+
+async def show(visits: Coroutine[Any, Any, None], server: str, seconds: float | None) -> None:
+    """Lets the visitors come, and prints whom the server sees. Raises TailspanError where one of the two is gone."""
+    gone = False
+    try:
+        async with asyncio.timeout(seconds), asyncio.TaskGroup() as both:
+            both.create_task(visits)
+            both.create_task(announce(server))
+    except* httpx.TransportError:
+        gone = True
+    except* TimeoutError:
+        pass  # the time was meant to be up
+    if gone:
+        raise TailspanError("The service or the server of the demo does not answer any more.", fix="It says why above.")
+
+
+async def announce(server: str) -> None:
+    told: set[str] = set()
+    async with httpx.AsyncClient(base_url=server, trust_env=False) as client:
+        while True:
+            for line in await sightings(client):
+                if line not in told:
+                    told.add(line)
+                    out.print(escape(line))
+            await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def sightings(client: httpx.AsyncClient) -> list[str]:
+    """A line for each person who is active, for each caller who is no person, and for forged headers."""
+    active = (await client.get("/analytics/active")).raise_for_status().json()
+    logs = (await client.get("/analytics/access-logs", params={"hours": 1})).raise_for_status().json()["logs"]
+    others = [log for log in logs if log["user"] is None and log["traffic"] != "internal"]
+    forged = sum(service["forged"] for source in active["sources"] for service in source["services"])
+    return [
+        *map(person, reversed(active["active_users"])),
+        *map(nobody, reversed(others)),
+        *([f"forged identity headers, not believed: {forged}"] if forged else []),
+    ]
+
+
+def person(user: dict[str, Any]) -> str:
+    return f"{user['email']} ({user['device']}) on {user['current_page']} · {user['full_name']}"
+
+
+def nobody(log: dict[str, Any]) -> str:
+    who = f"{log['device'] or log['ip']} ({log['tags'] or log['caller']})"
+    return f"{who} is no person: {log['method']} {log['endpoint']}"

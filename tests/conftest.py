@@ -1,0 +1,64 @@
+"""Programs that tests start: on free ports, ready when they say so, ended by their process ids."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pytest
+
+DEADLINE_S: Final = 30.0
+
+
+class Program:
+    """`python -m <command>`, with none of tailspan's settings but these. It gets DEADLINE_S seconds to live."""
+
+    def __init__(self, *command: object, **settings: str) -> None:
+        ours = ("TAILSPAN_", "OTEL_", "TS_SOCKET")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *map(str, command)],
+            env=environment | settings,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._watchdog = threading.Timer(DEADLINE_S, self.process.kill)
+        self._watchdog.start()
+
+    def line(self) -> str:
+        """Its next line; empty where it ended."""
+        assert self.process.stdout
+        return self.process.stdout.readline()
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
+        """Its exit code, what else it said, and what it complained about."""
+        self.process.send_signal(how)
+        return self.ended()
+
+    def ended(self) -> tuple[int, str, str]:
+        """As `end`, for one that ends by itself."""
+        rest, complaints = self.process.communicate()
+        self._watchdog.cancel()
+        return self.process.returncode, rest, complaints
+
+
+Launch = Callable[..., Program]
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    """`launch("tailspan", "serve", TAILSPAN_LISTEN="127.0.0.1:0")`: a Program, which the test need not end."""
+    programs: list[Program] = []
+
+    def begin(*command: object, **settings: str) -> Program:
+        programs.append(Program(*command, **settings))
+        return programs[-1]
+
+    yield begin
+    for program in reversed(programs):
+        program.process.kill()
+        program.ended()

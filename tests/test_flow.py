@@ -1,0 +1,140 @@
+"""The promise: a request becomes an answer. A service behind Tailscale Serve, OTLP, a server: each a process."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tailspan.demo.localapi import LocalAPI
+from tailspan.demo.visitors import EVA, FORGED, HOST, LEO, LINUX, Visitor
+from tailspan.reports import Filters
+from tailspan.reports import active as active_at
+from tailspan.store.duckdb import DuckDB
+from tests.conftest import Launch, Program
+
+GAP_S = 1.0  # of the polling tab: even gaps are what makes it one
+
+
+@dataclass
+class Flow:
+    database: Path
+    server: Program
+    service: Program
+    port: str  # URL of the service's loopback port
+    serve: httpx.Client  # over the service's unix socket, as Tailscale Serve
+    ask: httpx.Client
+
+    def call(self, path: str, visitor: Visitor) -> None:
+        from_page = {"Referer": f"https://{HOST}/dashboard", "Sec-Fetch-Dest": "empty"}
+        assert self.serve.get(path, headers=visitor.headers() | from_page).status_code == 200
+
+    def active(self) -> list[dict[str, Any]]:
+        return list(self.ask.get("/analytics/active").json()["active_users"])
+
+    def logs(self, count: int) -> list[dict[str, Any]]:
+        """The service's first `count` requests, oldest first, as soon as they are there."""
+        deadline = time.monotonic() + 5
+        while len(logs := self.ask.get("/analytics/access-logs?service=factory").json()["logs"]) < count:
+            assert time.monotonic() < deadline, logs
+        return list(reversed(logs))
+
+
+@pytest.fixture
+def flow(launch: Launch, tmp_path: Path) -> Iterator[Flow]:
+    database, socket, tailscaled = tmp_path / "t.duckdb", tmp_path / "factory.sock", tmp_path / "tailscaled.sock"
+    server = launch("tailspan", "serve", TAILSPAN_DB=str(database), TAILSPAN_LISTEN="127.0.0.1:0", TS_SOCKET="/nowhere")
+    url = server.line().split()[3]
+    with LocalAPI(tailscaled):
+        service = launch("tailspan.demo.service", socket, TS_SOCKET=str(tailscaled), OTEL_EXPORTER_OTLP_ENDPOINT=url)
+        port = service.line().strip()
+        over_socket = httpx.HTTPTransport(uds=str(socket))
+        with (
+            httpx.Client(transport=over_socket, base_url="http://localhost") as serve,
+            httpx.Client(base_url=url) as ask,
+        ):
+            yield Flow(database, server, service, port, serve, ask)
+
+
+def test_a_phone_is_active_within_a_second_by_name_device_and_page(flow: Flow) -> None:
+    flow.call("/insights/optimal-windows?days=7", LEO)
+    answered = time.monotonic()
+    while not (users := flow.active()):
+        assert time.monotonic() - answered < 1
+    assert time.monotonic() - answered < 1
+    [log] = flow.logs(1)
+    assert users == [
+        {
+            "email": "leo@example.com",
+            "device": "iphone",
+            "device_guess": None,
+            "last_seen": "just now",
+            "last_seen_at": log["timestamp"],
+            "current_page": "/dashboard",
+            "full_name": "Leo Sanz",
+            "service": "factory",
+        }
+    ]
+
+
+def test_an_open_tab_that_polls_was_last_seen_at_its_last_call_that_was_no_poll(flow: Flow) -> None:
+    flow.serve.get("/dashboard", headers=EVA.headers())
+    called: list[float] = []
+    due = time.monotonic()
+    for _ in range(7):
+        time.sleep(max(0, due - time.monotonic()))  # a poller does nothing else
+        called.append(time.time())
+        flow.call("/ree/prices/latest", EVA)
+        due += GAP_S
+    logs = flow.logs(8)
+    assert [log["traffic"] for log in logs] == ["page", "api", "api", "api", "poll", "poll", "poll", "poll"]
+    [eva] = flow.active()
+    assert (eva["email"], eva["last_seen_at"]) == ("eva@example.com", logs[3]["timestamp"])
+    last_seen = datetime.fromisoformat(eva["last_seen_at"])
+    assert 0 <= last_seen.timestamp() - called[2] + 0.001 < GAP_S  # the answer has whole milliseconds
+
+    assert (flow.service.end()[0], flow.server.end()[0]) == (0, 0)
+    with closing(DuckDB(flow.database)) as store:
+        shortly_before, then = (
+            active_at(store, Filters(), last_seen + timedelta(minutes=5) + moment).active_users
+            for moment in (timedelta(seconds=-1), timedelta(milliseconds=1))
+        )
+    assert ([user.email for user in shortly_before], then) == (["eva@example.com"], [])
+
+
+def test_a_forger_is_nobody_and_is_counted(flow: Flow) -> None:
+    with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2"), base_url=flow.port) as past_serve:
+        past_serve.get("/insights/alerts", headers=FORGED.headers() | {"User-Agent": LINUX})
+    [log] = flow.logs(1)
+    varying = ("timestamp", "response_time_ms", "trace_id", "span_id")
+    assert {key: value for key, value in log.items() if key not in varying} == {
+        "user": None,
+        "full_name": None,
+        "device": "Linux (?)",
+        "device_id": None,
+        "device_guess": "Linux",
+        "tags": None,
+        "ip": "127.0.0.2",
+        "caller": "unknown",
+        "identity_source": "none",
+        "proven": True,
+        "service": "factory",
+        "environment": None,
+        "method": "GET",
+        "endpoint": "/insights/alerts",
+        "path": "/insights/alerts",
+        "page": None,
+        "status": 200,
+        "traffic": "api",
+        "source": "live",
+    }
+    assert flow.active() == []
+    assert flow.service.end()[0] == 0  # its last heartbeat has the count
+    [source] = flow.ask.get("/analytics/active").json()["sources"]
+    [factory] = [service for service in source["services"] if service["service"] == "factory"]
+    assert (factory["forged"], factory["stopped"]) == (1, True)
