@@ -1,6 +1,5 @@
 """What a noted request means: its attributes, its traffic and page, its caller by name."""
 
-import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,8 +21,8 @@ ERROR: Final = Status(StatusCode.ERROR)
 
 
 def span_of(request: "Request") -> ReadableSpan:
-    """The request's own SERVER span; waits for tailscaled's word until 250 ms after the request's end."""
-    attributes = attributes_of(request, WAIT_S - (time.time_ns() - request.end_ns) / 1e9)
+    """The request's own SERVER span; waits up to 250 ms for tailscaled's word, which is asked for only now."""
+    attributes = attributes_of(request, WAIT_S)
     method = request.method if request.method in name.METHODS else "HTTP"
     return ReadableSpan(
         f"{method} {request.route}" if request.route else method,

@@ -47,6 +47,7 @@ class Outlet:
         self.dropped = 0
         self._lock = threading.Lock()
         self._waiting = 0
+        self._given_up = False
         self._logged = (0, 0.0)
         self._room = _setting("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SIZE)
         self._exporter = exporter
@@ -92,11 +93,12 @@ class Outlet:
 
     def flush(self) -> None:
         """Sends what is waiting; returns after two seconds at the latest."""
-        _bounded(self._processor.force_flush)
+        self._given_up = not _bounded(self._processor.force_flush)
 
     def shutdown(self) -> None:
-        """Sends what is waiting and stops; gives up on a receiver that is away after two seconds."""
-        _bounded(self._processor.shutdown)
+        """Sends what is waiting and stops; gives up on a receiver after two seconds, at once where `flush` just did."""
+        if not self._given_up:
+            _bounded(self._processor.shutdown)
         self._exporter.shutdown()
 
 
@@ -134,7 +136,9 @@ def _setting(key: str, default: int) -> int:
     return default
 
 
-def _bounded(work: Callable[[], object]) -> None:
+def _bounded(work: Callable[[], object]) -> bool:
+    """Whether the work was done in time; it goes on in a thread that no longer keeps the process."""
     thread = threading.Thread(target=work, name="tailspan-flush", daemon=True)
     thread.start()
     thread.join(FLUSH_S)
+    return not thread.is_alive()

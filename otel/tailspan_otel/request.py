@@ -135,5 +135,5 @@ class Request:
             log.exception("tailspan could not describe a request")
 
     def span(self) -> ReadableSpan:
-        """The finished span; waits for tailscaled's word on the caller until 250 ms after the request's end."""
+        """The finished span; waits up to 250 ms for tailscaled's word on the caller."""
         return span_of(self)
