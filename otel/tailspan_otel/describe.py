@@ -106,27 +106,36 @@ def _method(method: str) -> dict[str, str]:
     return {name.METHOD: "_OTHER", name.METHOD_ORIGINAL: method[:64]}
 
 
+def named(node: Node, *, anonymous: bool) -> dict[str, Any]:
+    """What a device adds to a caller: its name; and, where the headers named nobody, whose it is."""
+    device: dict[str, Any] = {name.NODE: node.name, name.NODE_ID: node.id}
+    if node.tags:
+        device[name.TAGS] = node.tags
+    if anonymous or node.shared:
+        device[name.CALLER] = node.kind
+    if not anonymous:
+        return device
+    owner = {name.LOGIN: node.login, name.FULL_NAME: node.full_name}
+    return device | {name.IDENTITY_SOURCE: "whois"} | {key: value for key, value in owner.items() if value}
+
+
 @lru_cache(4096)
 def _identity(caller: Caller, node: Node | None, proven: bool) -> dict[str, Any]:
-    own = node is not None and caller.login is None
-    login, full_name = (node.login, node.full_name) if node and own else (caller.login, caller.full_name)
     every = {
         name.KIND: "request",
         name.SOURCE: "live",
         name.SCHEMA: name.SCHEMA_VERSION,
-        name.CALLER: node.kind if node and (own or node.shared) else caller.kind,
-        name.IDENTITY_SOURCE: "whois" if own else caller.source,
+        name.CALLER: caller.kind,
+        name.IDENTITY_SOURCE: caller.source,
         name.PROVEN: None if proven else False,
-        name.LOGIN: login,
-        name.FULL_NAME: full_name,
+        name.LOGIN: caller.login,
+        name.FULL_NAME: caller.full_name,
         name.CLIENT_ADDRESS: caller.client,
         name.PEER_ADDRESS: caller.peer,
         name.ADDRESS: caller.client if caller.tailnet else None,
-        name.NODE: node.name if node else None,
-        name.NODE_ID: node.id if node else None,
-        name.TAGS: node.tags or None if node else None,
     }
-    return {key: value for key, value in every.items() if value is not None}
+    known = {key: value for key, value in every.items() if value is not None}
+    return known | named(node, anonymous=caller.login is None) if node else known
 
 
 @lru_cache(256)

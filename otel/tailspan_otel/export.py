@@ -53,7 +53,7 @@ class Outlet:
         self._exporter = exporter
         delay_ms = _setting("OTEL_BSP_SCHEDULE_DELAY", DELAY_MS)
         batch = min(_setting("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SIZE), self._room)
-        self._processor = BatchSpanProcessor(_Counted(exporter, self._done), self._room, delay_ms, batch)
+        self._processor = BatchSpanProcessor(_Finishing(exporter, self._done), self._room, delay_ms, batch)
         os.register_at_fork(after_in_child=self._forked)
 
     def _forked(self) -> None:
@@ -71,11 +71,11 @@ class Outlet:
         else:
             self._processor.on_end(cast(ReadableSpan, span))  # it asks a span for its context only
 
-    def _done(self, count: int, sent: bool) -> None:
+    def _done(self, count: int, sent: int) -> None:
         with self._lock:
             self._waiting -= count
-        if not sent:
-            self._lost(count)
+        if sent < count:
+            self._lost(count - sent)
 
     def _lost(self, count: int) -> None:
         with self._lock:
@@ -111,20 +111,29 @@ class Unfinished(Protocol):
     def span(self) -> ReadableSpan: ...
 
 
-class _Counted(SpanExporter):
-    """The exporter, with a word about each batch when it is through."""
+class _Finishing(SpanExporter):
+    """The exporter, which finishes spans first, and tells of each batch how many there were and how many were sent."""
 
-    def __init__(self, exporter: SpanExporter, done: Callable[[int, bool], None]) -> None:
+    def __init__(self, exporter: SpanExporter, done: Callable[[int, int], None]) -> None:
         self._exporter = exporter
         self._done = done
 
     def export(self, spans: "Sequence[ReadableSpan | Unfinished]") -> SpanExportResult:
+        finished = [made for span in spans if (made := _finished(span)) is not None]
         result = SpanExportResult.FAILURE
         try:
-            result = self._exporter.export([span if isinstance(span, ReadableSpan) else span.span() for span in spans])
+            result = self._exporter.export(finished)
         finally:
-            self._done(len(spans), result is SpanExportResult.SUCCESS)
+            self._done(len(spans), len(finished) if result is SpanExportResult.SUCCESS else 0)
         return result
+
+
+def _finished(span: "ReadableSpan | Unfinished") -> ReadableSpan | None:
+    try:
+        return span if isinstance(span, ReadableSpan) else span.span()
+    except Exception:  # what one request has that we did not think of must not cost the others of its batch
+        log.exception("tailspan could not describe a request")
+        return None
 
 
 def _setting(key: str, default: int) -> int:

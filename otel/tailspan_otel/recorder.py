@@ -6,12 +6,11 @@ from typing import Any, Final
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler
-from opentelemetry.trace import SpanContext, SpanKind, Status, TraceFlags
+from opentelemetry.trace import SpanKind, TraceFlags
 
-from tailspan_otel import attributes as name
+from tailspan_otel.annotate import Annotated
 from tailspan_otel.export import Outlet
 from tailspan_otel.heartbeat import SAMPLED, Heartbeat
 from tailspan_otel.identity import Caller, Headers, Identify, Network
@@ -21,9 +20,6 @@ from tailspan_otel.whois import Node, Whois
 log = logging.getLogger("tailspan")
 
 MAX_PAGES: Final = 200
-# a query string may hold anything, a token included: it never leaves on a span
-QUERY_ATTRIBUTES: Final = frozenset(("url.query", "url.full", "http.url", "http.target"))
-HEADERS: Final = ("http.request.header.", "http.response.header.")
 
 
 class Recorder:
@@ -44,7 +40,7 @@ class Recorder:
         self.bounded_page = bounded(MAX_PAGES)
         self.outlet = Outlet(exporter)
         self.heartbeat = Heartbeat(resource, self.outlet.put, lambda: self.outlet.dropped)
-        self._annotated = Annotated(self)
+        self._annotated = Annotated(self.outlet.put, self.whois, resource)
         self._owners: set[int] = set()
         self._told: set[type] = set()
         self.sampler: Sampler | None = None
@@ -107,42 +103,3 @@ class Recorder:
             self._owners.add(id(owner))
         self._annotated.expected.add(span.get_span_context().span_id)
         return True
-
-
-class Annotated(SpanProcessor):
-    """Sends what its owner's provider ends and we annotated: a copy, without query strings, headers and error texts.
-
-    `expected` holds the ids of those spans: another app's recorder may share the provider.
-    """
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self.expected: set[int] = set()
-
-    def on_end(self, span: ReadableSpan) -> None:
-        attributes, ids = span.attributes or {}, span.context
-        if ids is None or ids.span_id not in self.expected:
-            return
-        self.expected.discard(ids.span_id)
-        if name.KIND not in attributes:
-            return
-        kept = {
-            key: value
-            for key, value in attributes.items()
-            if key not in QUERY_ATTRIBUTES and not key.startswith(HEADERS)
-        }
-        anonymous = str(span.resource.attributes.get(name.SERVICE, "unknown_service")).startswith("unknown_service")
-        self._recorder.outlet.put(
-            ReadableSpan(
-                span.name,
-                SpanContext(ids.trace_id, ids.span_id, ids.is_remote, SAMPLED, ids.trace_state),
-                span.parent,
-                span.resource.merge(self._recorder.resource) if anonymous else span.resource,
-                kept,
-                kind=span.kind,
-                status=Status(span.status.status_code),
-                start_time=span.start_time,
-                end_time=span.end_time,
-                instrumentation_scope=span.instrumentation_scope,
-            )
-        )

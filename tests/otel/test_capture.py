@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Stre
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -24,6 +25,8 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from tailspan_otel import instrument
 from tailspan_otel.middleware import Capture
+
+from tailspan.demo.localapi import LocalAPI
 
 SERVE = {
     "Host": "dash.tail.ts.net",
@@ -305,6 +308,18 @@ def test_headers_over_tcp_are_unproven_where_tailscaled_runs_in_userspace(
     [attributes] = kept.requests()
     assert (attributes["user.name"], attributes["tailspan.identity.proven"]) == ("ana@example.com", False)
     assert (kept.spans[-1].attributes or {})["tailspan.unproven"] == 1
+
+
+def test_the_first_request_on_a_foreign_span_has_its_device_too(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TS_SOCKET", str(tmp_path / "tailscaled.sock"))
+    app = FastAPI(telemetry={"tracer_provider": TracerProvider()})
+    with LocalAPI(tmp_path / "tailscaled.sock"):
+        span = visit(app, kept, "GET", "/")
+    names = ("user.name", "tailscale.node", "tailscale.node.id", "tailspan.device.guess", "tailspan.caller")
+    attributes = span.attributes or {}
+    assert tuple(map(attributes.get, names)) == ("ana@example.com", "ana-laptop", "TESTCTRL00000007", None, "person")
 
 
 @pytest.mark.parametrize(
