@@ -41,6 +41,9 @@ def instrument(app: Any, *, trusted_peers: Iterable[str] | None = None, exporter
 
     Raises ValueError for a trusted peer that is no address or network, RuntimeError where the app has already started.
     """
+    if any(middleware.cls is Capture for middleware in app.user_middleware):
+        log.warning("instrument() was called before for this app; it is recorded once")
+        return
     exporter = exporter or exporter_from_environment()
     if exporter is None or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         log.info("tailspan records nothing: OTEL_SDK_DISABLED or OTEL_TRACES_EXPORTER=none is set")
@@ -52,7 +55,10 @@ def instrument(app: Any, *, trusted_peers: Iterable[str] | None = None, exporter
 
 
 def _networks(peers: Iterable[str] | None) -> tuple[Network, ...]:
-    given = os.environ.get("TAILSPAN_TRUSTED_PEERS") if peers is None else ",".join(peers)
+    if peers is None or isinstance(peers, str):
+        given = peers or os.environ.get("TAILSPAN_TRUSTED_PEERS")
+    else:
+        given = ",".join(peers)
     if given is None:
         return LOOPBACK
     try:

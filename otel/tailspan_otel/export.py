@@ -148,6 +148,10 @@ def _setting(key: str, default: int) -> int:
 def _bounded(work: Callable[[], object]) -> bool:
     """Whether the work was done in time; it goes on in a thread that no longer keeps the process."""
     thread = threading.Thread(target=work, name="tailspan-flush", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # early Python 3.12 starts none at exit; by then the lifespan has mostly sent everything
+        work()
+        return True
     thread.join(FLUSH_S)
     return not thread.is_alive()

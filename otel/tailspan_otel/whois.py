@@ -19,7 +19,8 @@ import httpx
 FRESH_S: Final = 25.0  # then asked again, while the old answer is still used
 STALE_S: Final = 50.0  # then forgotten: a rename or a new tag is followed within a minute
 NOBODY_S: Final = 5.0  # "no such node" is believed this long: the next may be joining now
-AWAY_S: Final = 2.0  # a tailscaled that did not answer is left alone this long
+AWAY_S: Final = 2.0  # a tailscaled that did not answer, or slowly, is left alone this long
+SLOW_S: Final = 0.1
 WAIT_S: Final = 0.25  # the longest a finished request's span waits for a name
 STATUS_S: Final = 60.0
 MAX_ADDRESSES: Final = 10_000
@@ -143,6 +144,7 @@ class Whois:
                     self._news.notify_all()
 
     def _look_up(self, client: httpx.Client, address: str) -> None:
+        asked = time.monotonic()
         try:
             os.stat(self._socket)  # httpx leaves the file descriptor of a failed connect to the garbage collector
             response = client.get("/localapi/v0/whois", params={"addr": address, "proto": "tcp"})
@@ -152,6 +154,10 @@ class Whois:
             log.debug("whois of %s at %s failed: %s", address, self._socket, error)
             return
         now = time.monotonic()
+        if now - asked > SLOW_S:
+            self._away_until = (
+                now + AWAY_S
+            )  # or a crowd of new addresses would hold up the sending, one after the other
         fresh, known = (FRESH_S, STALE_S) if node else (NOBODY_S, NOBODY_S)
         self._known[address] = _Answer(now + fresh, now + known, node)
         self._known.move_to_end(address)

@@ -59,6 +59,7 @@ def examine(settings: Settings, client: httpx.Client, environ: Mapping[str, str]
             yield from _source(source)
         yield from _received(health["received"])
     yield probe(environ)
+    yield from _trust(environ)
     yield _tailscaled(settings)
 
 
@@ -160,6 +161,12 @@ def _acknowledged(body: bytes) -> bool:
         return ExportTraceServiceResponse.FromString(body).partial_success.error_message.startswith(PROBE)
     except ValueError:  # protobuf's DecodeError is one: some other server's page
         return False
+
+
+def _trust(environ: Mapping[str, str]) -> Iterator[Finding]:
+    if environ.get("FORWARDED_ALLOW_IPS", "").strip() == "*":
+        fix = "Name the proxy in FORWARDED_ALLOW_IPS, or let Serve forward to a unix socket."
+        yield Finding("trust", "look", "FORWARDED_ALLOW_IPS is '*': anybody's identity headers are believed.", fix)
 
 
 def _tailscaled(settings: Settings) -> Finding:

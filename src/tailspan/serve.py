@@ -51,9 +51,15 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
 
 def bind(host: str, port: int) -> socket.socket:
     """Listens at once, so that a taken port is known before anything is said."""
+    # asyncio switches Nagle's delay off (40 ms an answer) only where the socket says that it is TCP
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, proto=socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen()
+        return listening
     except OSError as problem:
+        listening.close()
         raise SettingError(
             f"TAILSPAN_LISTEN is {host}:{port}, where this server cannot listen: {problem.strerror}.",
             value=f"{host}:{port}",
