@@ -27,7 +27,9 @@ SOCKET = "/var/run/tailscale/tailscaled.sock"
 log = logging.getLogger("tailspan")
 
 
-def instrument(app: Any, *, trusted_peers: Iterable[str] | None = None, exporter: SpanExporter | None = None) -> None:
+def instrument(
+    app: Any, *, trusted_peers: str | Iterable[str] | None = None, exporter: SpanExporter | None = None
+) -> None:
     """Records every request of a FastAPI or Starlette `app`. Call it last: what it wraps is what it sees.
 
     `trusted_peers`: addresses or networks of the proxies whose identity headers and X-Forwarded-For are believed, in
@@ -54,7 +56,7 @@ def instrument(app: Any, *, trusted_peers: Iterable[str] | None = None, exporter
     atexit.register(recorder.shutdown)
 
 
-def _networks(peers: Iterable[str] | None) -> tuple[Network, ...]:
+def _networks(peers: str | Iterable[str] | None) -> tuple[Network, ...]:
     if peers is None or isinstance(peers, str):
         given = peers or os.environ.get("TAILSPAN_TRUSTED_PEERS")
     else:

@@ -154,10 +154,8 @@ class Whois:
             log.debug("whois of %s at %s failed: %s", address, self._socket, error)
             return
         now = time.monotonic()
-        if now - asked > SLOW_S:
-            self._away_until = (
-                now + AWAY_S
-            )  # or a crowd of new addresses would hold up the sending, one after the other
+        if now - asked > SLOW_S:  # a crowd of new addresses would hold up the sending, one after the other
+            self._away_until = now + AWAY_S
         fresh, known = (FRESH_S, STALE_S) if node else (NOBODY_S, NOBODY_S)
         self._known[address] = _Answer(now + fresh, now + known, node)
         self._known.move_to_end(address)

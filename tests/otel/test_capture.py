@@ -322,6 +322,23 @@ def test_the_first_request_on_a_foreign_span_has_its_device_too(
     assert tuple(map(attributes.get, names)) == ("ana@example.com", "ana-laptop", "TESTCTRL00000007", None, "person")
 
 
+def test_an_app_instrumented_twice_is_recorded_once(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
+    app = dashboard()
+    instrument(app, exporter=kept)
+    instrument(app, exporter=kept)
+    assert [middleware.cls for middleware in app.user_middleware].count(Capture) == 1  # type: ignore[comparison-overlap]
+    assert "recorded once" in caplog.text
+
+
+@pytest.mark.parametrize("peers", ["192.0.2.7", "192.0.2.7, 192.0.2.8/32", ["192.0.2.7"]])
+def test_trusted_peers_are_given_as_text_or_one_by_one(peers: str | list[str], kept: Kept) -> None:
+    app = dashboard()
+    instrument(app, exporter=kept, trusted_peers=peers)
+    with TestClient(app, client=("192.0.2.7", 4000)) as client:
+        client.get("/prices", headers=SERVE)
+    assert [attributes.get("user.name") for attributes in kept.requests()] == ["ana@example.com"]
+
+
 @pytest.mark.parametrize(
     ("variable", "value"), [("TAILSPAN_TRUSTED_PEERS", "nginx"), ("TAILSPAN_USERSPACE", "perhaps")]
 )

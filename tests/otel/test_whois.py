@@ -145,6 +145,16 @@ def test_a_tailscaled_that_hangs_is_waited_for_no_longer_than_asked(path: Path) 
         settle(asking)
 
 
+def test_a_slow_tailscaled_is_left_alone_for_a_while(
+    tailscaled: LocalAPI, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whois, "SLOW_S", 0.0)
+    asking = Whois(str(path))
+    assert asking.wait("100.64.0.2", PATIENT) == ALICE
+    assert asking.wait("100.64.0.3", PATIENT) is None
+    assert not [asked for asked in tailscaled.asked if "100.64.0.3" in asked]
+
+
 def test_what_answers_nonsense_is_left_alone_for_a_while(tmp_path: Path, path: Path) -> None:
     (tmp_path / "whois-broken.json").write_text('{"Node": {"Addresses": ["100.64.0.2/32"]}}')
     shutil.copy(FIXTURES / "status.json", tmp_path)

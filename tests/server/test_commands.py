@@ -263,6 +263,11 @@ def test_doctor_names_the_broken_link_and_its_fix(
     assert findings[link]["fix"]
 
 
+def test_doctor_warns_where_everybody_is_a_proxy(start: Start) -> None:
+    findings = _doctor(0, TAILSPAN_URL=start().url, FORWARDED_ALLOW_IPS="*")
+    assert findings["trust"]["state"] == "look"
+
+
 def test_doctor_does_not_take_a_collector_for_tailspan(start: Start) -> None:
     class Collector(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
