@@ -326,7 +326,7 @@ def test_an_app_instrumented_twice_is_recorded_once(kept: Kept, caplog: pytest.L
     app = dashboard()
     instrument(app, exporter=kept)
     instrument(app, exporter=kept)
-    assert [middleware.cls for middleware in app.user_middleware].count(Capture) == 1  # type: ignore[comparison-overlap]
+    assert sum("Capture" in str(middleware) for middleware in app.user_middleware) == 1
     assert "recorded once" in caplog.text
 
 
