@@ -10,7 +10,8 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from tailspan_otel import attributes as name
 from tailspan_otel import identity, traffic
 from tailspan_otel.identity import Caller
-from tailspan_otel.whois import WAIT_S, Node
+from tailspan_otel.localapi import Node
+from tailspan_otel.whois import WAIT_S
 
 if TYPE_CHECKING:
     from tailspan_otel.request import Request

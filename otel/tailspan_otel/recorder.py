@@ -14,8 +14,9 @@ from tailspan_otel.annotate import Annotated
 from tailspan_otel.export import Outlet
 from tailspan_otel.heartbeat import SAMPLED, Heartbeat
 from tailspan_otel.identity import Caller, Headers, Identify, Network
+from tailspan_otel.localapi import Node
 from tailspan_otel.traffic import Rhythm, bounded
-from tailspan_otel.whois import Node, Whois
+from tailspan_otel.whois import Whois
 
 log = logging.getLogger("tailspan")
 

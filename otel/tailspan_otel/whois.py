@@ -1,20 +1,15 @@
-"""Who has a tailnet address: asked of tailscaled's LocalAPI, remembered, and never on the request's time.
-
-`GET /localapi/v0/whois` and `/localapi/v0/status` over tailscaled's unix socket (any local user may read; Host must be
-`local-tailscaled.sock`; an Origin or Referer would be refused). A miss with a port holds tailscaled's lock for 180 ms,
-so a tailnet address is always asked about without its port, and with `proto=tcp`.
-"""
+"""Who has a tailnet address: asked of tailscaled, remembered, and never on the request's time."""
 
 import logging
 import os
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from contextlib import suppress
 from queue import Empty, Full, Queue
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import httpx
+from tailspan_otel.localapi import LocalAPI, NoAnswer, Node
 
 FRESH_S: Final = 25.0  # then asked again, while the old answer is still used
 STALE_S: Final = 50.0  # then forgotten: a rename or a new tag is followed within a minute
@@ -27,37 +22,6 @@ MAX_ADDRESSES: Final = 10_000
 MAX_WAITING: Final = 1_000
 
 log = logging.getLogger("tailspan")
-
-
-@dataclass(frozen=True)
-class Node:
-    """A device of the tailnet, as LocalAPI's whois describes it."""
-
-    id: str  # StableID
-    name: str  # the short name, or the full one of a device shared in from another tailnet
-    login: str | None  # None for a tagged node: its tags are its identity
-    full_name: str | None
-    tags: tuple[str, ...]
-    shared: bool
-
-    @property
-    def kind(self) -> str:
-        return "tagged" if self.tags else "shared" if self.shared else "person"
-
-
-def node_of(answer: dict[str, Any]) -> Node:
-    """A whois answer as a Node. Raises KeyError, TypeError or AttributeError where it is none."""
-    node, user = answer["Node"], answer["UserProfile"]
-    tags = tuple(str(tag) for tag in node.get("Tags") or ())
-    name = node.get("ComputedName") or node["Name"].rstrip(".").partition(".")[0]
-    return Node(
-        id=str(node["StableID"]),
-        name=str(name),
-        login=None if tags else user["LoginName"],
-        full_name=None if tags else user.get("DisplayName") or None,
-        tags=tags,
-        shared=bool((node.get("Hostinfo") or {}).get("ShareeNode")),
-    )
 
 
 class _Answer(NamedTuple):
@@ -78,7 +42,7 @@ class Whois:
 
     def __init__(self, socket: str, *, userspace: bool | None = None) -> None:
         self.userspace = bool(userspace)
-        self._fixed = userspace is not None
+        self._said = userspace
         self._socket = socket
         self._known: OrderedDict[str, _Answer] = OrderedDict()
         self._away_until = 0.0
@@ -124,34 +88,30 @@ class Whois:
             self._asked.discard(address)
 
     def _run(self) -> None:
-        questions = self._questions
-        # without TLS there is no certificate to check, and to load those of the system takes up to 200 ms
-        transport = httpx.HTTPTransport(uds=self._socket, verify=False)
-        with httpx.Client(transport=transport, base_url="http://local-tailscaled.sock", timeout=WAIT_S) as client:
-            status_due = 0.0
-            while True:
-                if time.monotonic() >= status_due:
-                    self._read_status(client)
-                    status_due = time.monotonic() + STATUS_S
-                try:
-                    address = questions.get(timeout=STATUS_S)
-                except Empty:
-                    continue
-                if time.monotonic() >= self._away_until:
-                    self._look_up(client, address)
-                with self._news:
-                    self._asked.discard(address)
-                    self._news.notify_all()
+        questions, tailscaled, status_due = self._questions, LocalAPI(self._socket), 0.0
+        while True:
+            if time.monotonic() >= status_due:
+                with suppress(NoAnswer):
+                    userspace = tailscaled.is_userspace()
+                    self.userspace = userspace if self._said is None else self._said
+                status_due = time.monotonic() + STATUS_S
+            try:
+                address = questions.get(timeout=STATUS_S)
+            except Empty:
+                continue
+            if time.monotonic() >= self._away_until:
+                self._look_up(tailscaled, address)
+            with self._news:
+                self._asked.discard(address)
+                self._news.notify_all()
 
-    def _look_up(self, client: httpx.Client, address: str) -> None:
+    def _look_up(self, tailscaled: LocalAPI, address: str) -> None:
         asked = time.monotonic()
         try:
-            os.stat(self._socket)  # httpx leaves the file descriptor of a failed connect to the garbage collector
-            response = client.get("/localapi/v0/whois", params={"addr": address, "proto": "tcp"})
-            node = node_of(response.json()) if response.status_code == 200 else None
-        except (OSError, httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+            node = tailscaled.whois(address)
+        except NoAnswer as problem:
             self._away_until = time.monotonic() + AWAY_S
-            log.debug("whois of %s at %s failed: %s", address, self._socket, error)
+            log.debug("%s", problem)
             return
         now = time.monotonic()
         if now - asked > SLOW_S:  # a crowd of new addresses would hold up the sending, one after the other
@@ -161,13 +121,3 @@ class Whois:
         self._known.move_to_end(address)
         if len(self._known) > MAX_ADDRESSES:
             self._known.popitem(last=False)
-
-    def _read_status(self, client: httpx.Client) -> None:
-        if self._fixed:
-            return
-        try:
-            os.stat(self._socket)
-            tun = client.get("/localapi/v0/status", params={"peers": "false"}).json()["TUN"]
-        except (OSError, httpx.HTTPError, ValueError, KeyError, TypeError):
-            return
-        self.userspace = tun is False

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from tailspan_otel import whois
-from tailspan_otel.whois import Node, Whois, node_of
+from tailspan_otel.localapi import Node, node_of
+from tailspan_otel.whois import Whois
 
 from tailspan.demo.localapi import LocalAPI
 
