@@ -55,6 +55,8 @@ class LocalAPI:
 
     def __init__(self, socket: str) -> None:
         self._socket = socket
+        if os.path.exists(socket):
+            _ = self._client  # made while the service starts, not while its first visitor waits to be named
 
     def whois(self, address: str) -> Node | None:
         """The device that has the tailnet address, or None where tailscaled knows of none."""

@@ -43,7 +43,7 @@ class Whois:
     def __init__(self, socket: str, *, userspace: bool | None = None) -> None:
         self.userspace = bool(userspace)
         self._said = userspace
-        self._socket = socket
+        self._tailscaled = LocalAPI(socket)
         self._known: OrderedDict[str, _Answer] = OrderedDict()
         self._away_until = 0.0
         self._reset()
@@ -88,7 +88,7 @@ class Whois:
             self._asked.discard(address)
 
     def _run(self) -> None:
-        questions, tailscaled, status_due = self._questions, LocalAPI(self._socket), 0.0
+        questions, tailscaled, status_due = self._questions, self._tailscaled, 0.0
         while True:
             if time.monotonic() >= status_due:
                 with suppress(NoAnswer):
