@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-ROUNDS: Final = 5
+ROUNDS: Final = 3
 REQUESTS: Final = 3000  # a batch
 BATCHES: Final = 5
 PEERS_ID: Final = "00000000-0000-0000-0000-000000000000"

@@ -52,6 +52,7 @@ def demo(
         raise SettingError(
             "opentelemetry-instrumentation-fastapi is not installed.", fix="Run: pip install 'tailspan-otel[fastapi]'"
         )
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both end it in the same way
     with suppress(KeyboardInterrupt), ExitStack() as stage:
         folder = Path(stage.enter_context(TemporaryDirectory(prefix="tailspan-demo-")))
