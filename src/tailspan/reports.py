@@ -132,8 +132,10 @@ def access_logs(store: Store, params: AccessLogsParams, now: datetime) -> Access
         window, after = read_cursor(params.cursor)
     filters = params.as_filters()
     rows = store.run(Rows(range=window, filters=filters, limit=params.limit + 1, after=after))
-    metrics = ("requests", "people", "devices", "mean")
-    [total] = store.run(Aggregate(range=window, filters=filters, known=("person",), metrics=metrics))
+    metrics = ("requests", "people", "devices", "mean_ms")
+    [total] = store.run(
+        Aggregate(range=window, filters={**filters, "kind": ("request",)}, known=("person",), metrics=metrics)
+    ).rows
     shown = rows[: params.limit]
     return AccessLogs(
         logs=[_log(span) for span in shown],
@@ -142,7 +144,7 @@ def access_logs(store: Store, params: AccessLogsParams, now: datetime) -> Access
                 "total_requests": total["requests"],
                 "unique_users": total["people"],
                 "unique_devices": total["devices"],
-                "avg_response_time_ms": _rounded(total["mean"]),
+                "avg_response_time_ms": _rounded(total["mean_ms"]),
             }
         ),
         next_cursor=write_cursor(window, shown[-1]) if len(rows) > params.limit else None,

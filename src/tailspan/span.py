@@ -1,4 +1,4 @@
-"""The record in the middle: a request as a span, and the beat that says a service lives.
+"""The record in the middle: a request as a span, the beat that says a service lives, and whose an address was.
 
 Every way in makes these, every store keeps them, every answer is read from them. Named tuples rather than frozen
 dataclasses: an immutable record just the same, made and taken apart in C at the rate spans arrive.
@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """One request as its service saw it. Times are nanoseconds since 1970 in UTC; None is "not known", never zero."""
+    """One request as its service saw it, or a card as it was seen.
+
+    Times are nanoseconds since 1970 in UTC; None is "not known", never zero.
+    """
 
     trace_id: bytes  # 16 bytes; together with span_id this is one request, however often it is delivered
     span_id: bytes  # 8 bytes
@@ -16,6 +19,7 @@ class Span(NamedTuple):
     start_ns: int
     duration_ns: int | None  # None where the source knows no response time
     path: str | None  # as requested, without the query string
+    visible_ms: int | None  # of a view: how long the card was seen
 
     # From here on a few combinations repeat: see `about`.
     service: str  # service.name; "unknown_service" where the sender gave none, as OpenTelemetry has it
@@ -39,6 +43,9 @@ class Span(NamedTuple):
     client_address: str | None  # as the proxy vouches, else the peer's
     user_agent: str | None
     schema: int  # version of the attribute table; 0 for a span of foreign instrumentation
+    kind: str = "request"  # request | view (a card was seen)
+    card: str | None = None  # of a view: which card
+    variant: str | None = None  # of a view: in which of its forms
 
     @property
     def about(self) -> tuple[object, ...]:
@@ -78,3 +85,18 @@ class Heartbeat(NamedTuple):
     unproven: int  # requests whose identity headers were believed without proof
     dropped: int  # spans the service lost
     open_requests: int  # requests open for over a minute: websockets, streams
+
+
+class Device(NamedTuple):
+    """Whose an address was for a while. Of one address, an entry ends where the next one begins."""
+
+    address: str
+    node_id: str
+    node: str  # the device's name then
+    login: str | None  # None for a tagged device
+    full_name: str | None
+    tags: str | None  # comma separated
+    kind: str  # person | tagged | shared
+    source: str  # whois | status | device_list | as a span's identity_source
+    from_ns: int
+    to_ns: int | None  # exclusive; None while it holds

@@ -170,7 +170,7 @@ def _read_resource(
             if about is None:
                 about = known[wanted] = (service, environment, *_about(values, path))
             duration_ns = None if values.get(names.TIMED) is False else end_ns - start_ns
-            delivery.spans.append(Span(*ids, start_ns, duration_ns, path, *about))
+            delivery.spans.append(Span(*ids, start_ns, duration_ns, path, None, *about))
         except Rejection as reason:
             delivery.rejected[str(reason)] += 1
 

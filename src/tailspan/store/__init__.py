@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol, overload
 
-from tailspan.query import Aggregate, Rows
+from tailspan.query import Aggregate, Groups, Rows, Session, Sessions
 from tailspan.span import Span
-
-Value = str | int | float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +37,14 @@ class Store(Protocol):
     @overload
     def run(self, query: Rows, /) -> list[Span]: ...
     @overload
-    def run(self, query: Aggregate, /) -> list[dict[str, Value]]: ...
-    def run(self, query: Rows | Aggregate, /) -> list[Span] | list[dict[str, Value]]:
-        """The answer, newest first for Rows. Raises StoreError where there can be none."""
+    def run(self, query: Sessions, /) -> list[Session]: ...
+    @overload
+    def run(self, query: Aggregate, /) -> Groups: ...
+    def run(self, query: Rows | Sessions | Aggregate, /) -> list[Span] | list[Session] | Groups:
+        """The answer, newest first for Rows and Sessions. Raises StoreError where there can be none.
+
+        Of an Aggregate's values `last_seen` and `first_seen` are nanoseconds since 1970, hours and days ISO text.
+        """
 
     def state(self, now_ns: int) -> State:
         """Never raises for a store in trouble: that is the answer."""

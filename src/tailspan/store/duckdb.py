@@ -13,11 +13,15 @@ from typing import Any, Final, overload
 
 import duckdb
 
+from tailspan import sql
 from tailspan.errors import BusyError, LockedError, StoreError
-from tailspan.query import Aggregate, Question, Rows
-from tailspan.span import ABOUT, OWN, OWN_SERVICE, Heartbeat, Span
-from tailspan.store import ServiceState, State, Value
+from tailspan.query import Aggregate, Groups, Rows, Session, Sessions
+from tailspan.span import ABOUT, OWN, OWN_SERVICE, Device, Heartbeat, Span
+from tailspan.store import ServiceState, State
 
+Identity = tuple[str | None, ...]  # node_id, node, login, tags
+HOLDING: Final = ("person", "tagged", "shared")  # callers who are a device of their own
+ALWAYS: Final = 2**63 - 1
 DAY_NS: Final = 24 * 3600 * 10**9
 OPTIONS: Final[dict[str, str | bool | int | float | list[str]]] = {
     "memory_limit": "128MB",  # the rest of the process needs as much again
@@ -50,43 +54,45 @@ MIGRATIONS: Final = (
         PRIMARY KEY (trace_id, span_id)
     );
     """,
+    """
+    ALTER TABLE request ADD COLUMN visible_ms BIGINT;
+    ALTER TABLE about ADD COLUMN kind VARCHAR DEFAULT 'request';
+    ALTER TABLE about ADD COLUMN card VARCHAR;
+    ALTER TABLE about ADD COLUMN variant VARCHAR;
+    CREATE OR REPLACE VIEW span AS FROM request JOIN about USING (number);
+    CREATE TABLE device (
+        address VARCHAR NOT NULL, node_id VARCHAR NOT NULL, node VARCHAR NOT NULL, login VARCHAR, full_name VARCHAR,
+        tags VARCHAR, kind VARCHAR NOT NULL, source VARCHAR NOT NULL, from_ns BIGINT NOT NULL, to_ns BIGINT,
+        seen BOOLEAN NOT NULL
+    );
+    """,
 )
+WITH_HISTORY: Final = 2  # the migration that brought `device`
 MAX_KNOWN: Final = 20_000  # rows of `about` remembered, some 10 MB at most; after that it starts anew
 
-PERSON: Final = "CASE WHEN caller IN ('person', 'shared') THEN login END"
-METRICS: Final = {
-    "requests": "count(*)",
-    "people": f"count(DISTINCT {PERSON})",
-    "devices": "count(DISTINCT node_id)",
-    "mean": "avg(duration_ns) / 1e6",
-}
-DIMENSIONS: Final = {
-    "person": PERSON,
-    "device": "node_id",
-    "service": "service",
-    "environment": "environment",
-    "traffic": "traffic",
-    "page": "page",
-}
-FILTERS: Final = {
-    "user": "login = ANY(?)",
-    "device": "list_has_any([node_id, node], ?)",
-    "service": "service = ANY(?)",
-    "environment": "environment = ANY(?)",
-    "traffic": "traffic = ANY(?)",
-}
-NEWEST_FIRST: Final = "ORDER BY start_ns DESC, trace_id DESC, span_id DESC"
-COLUMNS: Final = ", ".join(Span._fields)
-
 INSERT: Final = (
-    f"INSERT INTO request SELECT {', '.join((*OWN, 'number'))} "  # noqa: S608  # the names are Span's own fields
+    f"INSERT INTO request ({', '.join((*OWN, 'number'))}) SELECT {', '.join((*OWN, 'number'))} "  # noqa: S608  # the names are Span's own fields
     f"FROM (SELECT {', '.join(f'unnest(${name}) AS {name}' for name in (*OWN, 'number'))}) "
     "ANTI JOIN (SELECT trace_id, span_id FROM request WHERE start_ns BETWEEN $first AND $last) "
     "USING (trace_id, span_id)"
 )
 INSERT_ABOUT: Final = (
-    f"INSERT INTO about SELECT {', '.join(f'unnest(${name})' for name in ('number', *ABOUT))}"  # names, as above
+    f"INSERT INTO about ({', '.join(('number', *ABOUT))}) "  # names, as above
+    f"SELECT {', '.join(f'unnest(${name})' for name in ('number', *ABOUT))}"
 )
+# Whose an address was, as its own spans tell: a new entry where they change, whatever order they arrive in.
+HISTORY: Final = """
+    INSERT INTO device
+    SELECT address, node_id, node, login, full_name, tags, caller, identity_source, start_ns, until_ns, true
+    FROM (SELECT *, lead(start_ns) OVER (PARTITION BY address ORDER BY start_ns, trace_id, span_id) AS until_ns
+          FROM (SELECT * FROM span
+                WHERE ($every OR list_contains($addresses, address)) AND address IS NOT NULL AND node_id IS NOT NULL
+                  AND node IS NOT NULL AND source = 'live' AND caller IN ('person', 'tagged', 'shared')
+                WINDOW turn AS (PARTITION BY address ORDER BY start_ns, trace_id, span_id)
+                QUALIFY lag(address) OVER turn IS NULL
+                     OR (node_id, node, login, tags) IS DISTINCT FROM lag((node_id, node, login, tags)) OVER turn))
+    WHERE until_ns IS DISTINCT FROM start_ns"""
+HOLDERS: Final = "SELECT address, node_id, node, login, tags, from_ns FROM device WHERE seen AND to_ns IS NULL"
 BEAT: Final = (
     f"INSERT INTO heartbeat VALUES ({', '.join('?' * len(Heartbeat._fields))}) "  # noqa: S608  # question marks only
     "ON CONFLICT DO UPDATE SET end_ns = excluded.end_ns, stopped = excluded.stopped, forged = excluded.forged, "
@@ -121,6 +127,7 @@ class DuckDB:
         self.path = path
         self._writing = threading.Lock()
         self._known: dict[tuple[object, ...], int] = {}  # rows of `about` by content; guarded by _writing
+        self._holders: dict[str, tuple[Identity, int]] | None = None  # address → whose, since when; guarded likewise
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = duckdb.connect(str(path), config=OPTIONS)
@@ -163,6 +170,8 @@ class DuckDB:
             for number, migration in enumerate(MIGRATIONS[done:], start=done + 1):
                 cursor.execute(migration)
                 cursor.execute("INSERT INTO migration VALUES (?)", [number])
+                if number == WITH_HISTORY:
+                    cursor.execute(HISTORY, {"every": True, "addresses": []})
 
     def close(self) -> None:
         self._connection.close()
@@ -185,6 +194,7 @@ class DuckDB:
                     cursor.commit()
                 except BaseException:
                     self._known.clear()  # what it learned is undone
+                    self._holders = None
                     with suppress(duckdb.Error):  # the first error is the one to tell
                         cursor.rollback()
                     raise
@@ -212,7 +222,45 @@ class DuckDB:
             columns = _columns(OWN, [span[: len(OWN)] for span in fresh])
             columns["number"] = self._numbers(cursor, [span.about for span in fresh])
             bounds = {"first": min(columns["start_ns"]), "last": max(columns["start_ns"])}
-            return int(_one(cursor.execute(INSERT, columns | bounds))[0])
+            written = int(_one(cursor.execute(INSERT, columns | bounds))[0])
+            self._remember(cursor, _sightings(fresh))
+            return written
+
+    def _remember(self, cursor: duckdb.DuckDBPyConnection, sightings: "dict[tuple[str, Identity], int]") -> None:
+        """Brings the history up to date where these spans, by their first time, are not as the newest entry says."""
+        if self._holders is None:
+            self._holders = _holders(cursor)
+        nobody = ((), ALWAYS)
+        moved = {
+            address
+            for (address, identity), first_ns in sightings.items()
+            if (holder := self._holders.get(address, nobody))[0] != identity or first_ns < holder[1]
+        }
+        if moved:
+            cursor.execute("DELETE FROM device WHERE seen AND list_contains($1, address)", [list(moved)])
+            cursor.execute(HISTORY, {"every": False, "addresses": list(moved)})
+            self._holders = _holders(cursor)
+
+    def learn(self, devices: Iterable[Device]) -> None:
+        """Adds to the history of whose an address was; replaces an entry of the same address and begin."""
+        with self._write() as cursor:
+            for device in devices:
+                key = [device.address, device.from_ns]
+                cursor.execute("DELETE FROM device WHERE NOT seen AND address = ? AND from_ns = ?", key)
+                cursor.execute("INSERT INTO device VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, false)", list(device))
+
+    def history(self) -> list[Device]:
+        """Whose each address was, from spans and from what was learned; oldest first."""
+        columns = ", ".join(Device._fields)
+        with self._read() as cursor:
+            found = cursor.execute(f"SELECT {columns} FROM device ORDER BY from_ns, address").fetchall()  # noqa: S608
+        return list(map(Device._make, found))
+
+    def heartbeats(self, before_ns: int) -> list[Heartbeat]:
+        """All that began before then, by their start."""
+        with self._read() as cursor:
+            sql = "FROM heartbeat WHERE start_ns < ? ORDER BY start_ns, trace_id, span_id"
+            return list(map(Heartbeat._make, cursor.execute(sql, [before_ns]).fetchall()))
 
     def _numbers(self, cursor: duckdb.DuckDBPyConnection, abouts: list[tuple[object, ...]]) -> list[int]:
         """The number of each in `about`, where what is new is written."""
@@ -245,14 +293,25 @@ class DuckDB:
     @overload
     def run(self, query: Rows) -> list[Span]: ...
     @overload
-    def run(self, query: Aggregate) -> list[dict[str, Value]]: ...
-    def run(self, query: Rows | Aggregate) -> list[Span] | list[dict[str, Value]]:
-        sql, values = rows_sql(query) if isinstance(query, Rows) else aggregate_sql(query)
-        with self._read() as cursor:
-            found = cursor.execute(sql, values).fetchall()
+    def run(self, query: Sessions) -> list[Session]: ...
+    @overload
+    def run(self, query: Aggregate) -> Groups: ...
+    def run(self, query: Rows | Sessions | Aggregate) -> list[Span] | list[Session] | Groups:
         if isinstance(query, Rows):
-            return list(map(Span._make, found))
-        return [dict(zip((*query.dimensions, *query.metrics), row, strict=True)) for row in found]
+            return list(map(Span._make, self._fetch(sql.rows(query))))
+        if isinstance(query, Sessions):
+            return [_session(row) for row in self._fetch(sql.sessions(query))]
+        found = self._fetch(sql.aggregate(query))
+        names = (*query.dimensions, *query.metrics)
+        rows = [dict(zip(names, row[:-1], strict=True)) for row in found]
+        for name in sql.SHOWN.keys() & set(query.dimensions):
+            for row in rows:
+                row[name] = sql.SHOWN[name](row[name])
+        return Groups(rows, found[0][-1] - len(found) if found else 0)
+
+    def _fetch(self, compiled: sql.Compiled) -> list[tuple[Any, ...]]:
+        with self._read() as cursor:
+            return cursor.execute(*compiled).fetchall()
 
     def state(self, now_ns: int) -> State:
         try:
@@ -268,31 +327,24 @@ class DuckDB:
         return State("store", "no data yet", SILENT if others else EMPTY, None, services)
 
 
-def rows_sql(query: Rows) -> tuple[str, list[Any]]:
-    where, values = _where(query)
-    if query.after:
-        where += " AND start_ns <= ? AND (start_ns, trace_id, span_id) < (?, ?, ?)"
-        values += [query.after.start_ns, *query.after]
-    newest = ""
-    if query.newest_per:
-        newest = f"QUALIFY row_number() OVER (PARTITION BY {DIMENSIONS[query.newest_per]} {NEWEST_FIRST}) = 1"
-    # names come from Span's fields and the tables above
-    return f"SELECT {COLUMNS} FROM span WHERE {where} {newest} {NEWEST_FIRST} LIMIT ?", [*values, query.limit]  # noqa: S608
+def _sightings(spans: Iterable[Span]) -> "dict[tuple[str, Identity], int]":
+    """The address and who had it, by what the spans say themselves → when first."""
+    found: dict[tuple[str, Identity], int] = {}
+    for span in spans:
+        if span.node_id and span.node and span.address and span.source == "live" and span.caller in HOLDING:
+            key = span.address, (span.node_id, span.node, span.login, span.tags)
+            found[key] = min(found.get(key, ALWAYS), span.start_ns)
+    return found
 
 
-def aggregate_sql(query: Aggregate) -> tuple[str, list[Any]]:
-    where, values = _where(query)
-    dimensions = [DIMENSIONS[name] for name in query.dimensions]
-    wanted = ", ".join([*dimensions, *(METRICS[name] for name in query.metrics)])
-    grouped = f"GROUP BY {', '.join(dimensions)} ORDER BY ALL" if dimensions else ""
-    return f"SELECT {wanted} FROM span WHERE {where} {grouped}", values  # noqa: S608  # names of the tables above
+def _holders(cursor: duckdb.DuckDBPyConnection) -> "dict[str, tuple[Identity, int]]":
+    return {address: (tuple(identity), from_ns) for address, *identity, from_ns in cursor.execute(HOLDERS).fetchall()}
 
 
-def _where(query: Question) -> tuple[str, list[Any]]:
-    filters = [FILTERS[name] for name in query.filters]
-    known = [f"({DIMENSIONS[name]}) IS NOT NULL" for name in query.known]
-    values = [*query.range, *(list(values) for values in query.filters.values())]
-    return " AND ".join(["start_ns >= ?", "start_ns < ?", *filters, *known]), values
+def _session(row: tuple[Any, ...]) -> Session:
+    person, service, environment, start_ns, end_ns, activities, first_page, last_page = row
+    duration_s = (end_ns - start_ns) / 1e9
+    return Session(person, service, environment, start_ns, end_ns, duration_s, activities, first_page, last_page)
 
 
 def _columns(names: Sequence[str], rows: Iterable[Sequence[object]]) -> dict[str, Any]:

@@ -1,0 +1,176 @@
+"""What the owner calls things: features, pages, cards, and which requests are polls or checks.
+
+One TOML file, applied when a question is answered, so that a changed name relabels history. It is read again when it
+changes; while it is wrong the last good one holds, and answers say so.
+"""
+
+import re
+import threading
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, Literal
+from zoneinfo import ZoneInfo
+
+from tailspan.errors import SettingError
+
+
+@dataclass(frozen=True, slots=True)
+class Checker:
+    """Whoever only looks whether a service lives. All that is given must fit; None fits everything."""
+
+    address: str | None = None  # tailnet address, or the address the proxy saw
+    node: str | None = None  # stable id or name
+    login: str | None = None
+    user_agent: str | None = None  # a part of it
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The tables of one settings file."""
+
+    zone: str = "UTC"  # IANA name: in which days and hours are told unless a question names another
+    pages: Mapping[str, str] = field(default_factory=dict)  # page as stored → page it counts as
+    cards: Mapping[str, str] = field(default_factory=dict)  # card as stored → its name
+    card_features: Mapping[str, str] = field(default_factory=dict)  # card's name → feature
+    route_features: Mapping[str, str] = field(default_factory=dict)  # route → feature
+    page_features: Mapping[str, str] = field(default_factory=dict)  # page → feature
+    polls: tuple[str, ...] = ()  # endpoints whose calls are polls
+    checkers: tuple[Checker, ...] = ()  # whose requests are health checks
+
+
+class LabelsFile:
+    """Follows a settings file. Without a path there are no labels, and nothing is wrong with that."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.state: Literal["ok", "ignored"] = "ok"
+        self.message = f"The settings {path} are read." if path else "No settings file: TAILSPAN_SETTINGS names one."
+        self._labels = Labels()
+        self._stamp: tuple[int, int] | None = None
+        self._reading = threading.Lock()
+
+    def read(self) -> Labels:
+        """The newest good content. Never raises: `state` and `message` say what is wrong with the file."""
+        if self.path is None:
+            return self._labels
+        with self._reading:
+            try:
+                stat = self.path.stat()
+                if (stamp := (stat.st_mtime_ns, stat.st_size)) != self._stamp:
+                    self._labels = parse(self.path.read_text("utf-8"), str(self.path))
+                    self._stamp = stamp
+                self.state, self.message = "ok", f"The settings {self.path} are read."
+            except (OSError, UnicodeDecodeError) as problem:
+                self._ignore(f"{self.path} cannot be read: {problem}.")
+            except SettingError as problem:
+                self._ignore(str(problem))
+            return self._labels
+
+    def _ignore(self, why: str) -> None:
+        self.state, self.message = "ignored", f"{why} Until then its last good content holds."
+
+
+def parse(text: str, name: str = "settings.toml") -> Labels:
+    """Raises SettingError with the line, the entry, the rule and the nearest name."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        raise SettingError(f"{name} is no TOML: {problem}.", rule="See toml.io.") from None
+    where = _Where(text, name)
+    where.known(content, TABLES)
+    features = where.table(content, "features")
+    where.known(features, FEATURES)
+    return Labels(
+        zone=where.zone(content),
+        pages=where.names(content, "pages"),
+        cards=where.names(content, "cards"),
+        card_features=where.names(features, "cards", "features.cards"),
+        route_features=where.names(features, "routes", "features.routes"),
+        page_features=where.names(features, "pages", "features.pages"),
+        polls=where.polls(content),
+        checkers=where.checkers(content),
+    )
+
+
+TABLES: Final = {
+    "zone": "IANA name of the time zone of days and hours",
+    "polls": "list of endpoints whose calls are polls",
+    "pages": "page as recorded = page it counts as",
+    "cards": "card as recorded = its name",
+    "features": "tables routes, pages and cards: what = name of the feature",
+    "checkers": "list of tables: whose requests are health checks",
+}
+FEATURES: Final = {"routes": "route = feature", "pages": "page = feature", "cards": "card's name = feature"}
+CHECKERS: Final = {
+    "address": "tailnet address, or the address the proxy saw",
+    "node": "stable id or name of the device",
+    "login": "login of the caller",
+    "user_agent": "a part of the user agent",
+}
+
+
+class _Where:
+    """Reads entries of one file, and names the line of a bad one."""
+
+    def __init__(self, text: str, name: str) -> None:
+        self._lines = text.splitlines()
+        self._name = name
+
+    def wrong(self, key: str, value: object, rule: str, fix: str | None = None) -> SettingError:
+        entry = re.compile(rf"\s*\[*\s*(\w+\.)?[\"']?{re.escape(key.rpartition('.')[2])}[\"']?\s*[\]=.]")
+        line = next((number for number, text in enumerate(self._lines, 1) if entry.match(text)), 1)
+        return SettingError(f"{self._name}, line {line}: {key} is {value!r}.", value=str(value), rule=rule, fix=fix)
+
+    def known(self, table: Mapping[str, object], names: Mapping[str, str]) -> None:
+        for key in table:
+            if key not in names:
+                nearest = get_close_matches(key, names, n=1)
+                fix = f"Did you mean {nearest[0]!r}?" if nearest else None
+                raise self.wrong(key, table[key], f"An entry here is one of: {', '.join(names)}.", fix)
+
+    def table(self, content: Mapping[str, Any], key: str, name: str | None = None) -> dict[str, Any]:
+        value = content.get(key, {})
+        if not isinstance(value, dict):
+            raise self.wrong(name or key, value, f"It is a table: [{name or key}].")
+        return value
+
+    def names(self, content: Mapping[str, Any], key: str, name: str | None = None) -> dict[str, str]:
+        table = self.table(content, key, name)
+        for entry, value in table.items():
+            if not isinstance(value, str) or not value:
+                raise self.wrong(entry, value, f"Each entry of [{name or key}] is a text that is not empty.")
+        return table
+
+    def zone(self, content: Mapping[str, Any]) -> str:
+        value = content.get("zone", "UTC")
+        if is_zone(value):
+            return str(value)
+        raise self.wrong("zone", value, 'It is an IANA name such as "Europe/Madrid".')
+
+    def polls(self, content: Mapping[str, Any]) -> tuple[str, ...]:
+        value = content.get("polls", [])
+        if not isinstance(value, list) or not all(isinstance(route, str) for route in value):
+            raise self.wrong("polls", value, 'It is a list of endpoints: ["/status"].')
+        return tuple(value)
+
+    def checkers(self, content: Mapping[str, Any]) -> tuple[Checker, ...]:
+        entries = content.get("checkers", [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) and entry for entry in entries):
+            raise self.wrong("checkers", entries, f"Each is a table [[checkers]] with any of: {', '.join(CHECKERS)}.")
+        for entry in entries:
+            self.known(entry, CHECKERS)
+            for key, value in entry.items():
+                if not isinstance(value, str) or not value:
+                    raise self.wrong(key, value, "It is a text that is not empty.")
+        return tuple(Checker(**entry) for entry in entries)
+
+
+def is_zone(name: object) -> bool:
+    """Whether it is an IANA time zone this machine knows."""
+    try:
+        return isinstance(name, str) and bool(ZoneInfo(name))
+    except (KeyError, ValueError, OSError):  # OSError: the name of a directory, such as "Europe"
+        return False

@@ -1,0 +1,171 @@
+"""What stored spans mean when a question is answered, in DuckDB's SQL: names, traffic, page loads, sessions.
+
+A request is a number, a time and a row of `about`. Nearly all meaning lies in the few thousand rows of `about`, so it
+is worked out there, once per question, and requests only meet the outcome by number. What needs the order of requests
+is first folded into slots of time, which is exact:
+- in a slot of 30 minutes there is no gap of 30 minutes, so pauses show between slots' first and last requests;
+- a page load is a stretch of 5 seconds, so a call meets its stretch by tab and slot of 5 seconds, in a hash join.
+"""
+
+from typing import Any, Final
+
+from tailspan.labels import Checker, Labels
+from tailspan.query import Question
+
+S: Final = 10**9
+PAUSE: Final = 30 * 60 * S  # from here on it is another session, and another page load
+LOAD: Final = 5 * S  # a page's calls of this long are part of its load
+LOOK_BACK: Final = PAUSE + LOAD  # what comes before a range and matters
+NEVER: Final = -(2**62)
+ALWAYS: Final = 2**62
+
+# address → whose it was, for all times: entries as they are, and what lies before, between and after them
+STRETCHES: Final = f"""
+    entry AS (
+        SELECT *, lead(from_ns, 1, {ALWAYS}) OVER (PARTITION BY address ORDER BY from_ns) AS next_ns FROM device),
+    stretch AS (
+        SELECT address, from_ns, least(coalesce(to_ns, {ALWAYS}), next_ns) AS until_ns,
+               node_id, node, login, full_name, tags, kind, source
+        FROM entry
+        UNION ALL BY NAME SELECT address, to_ns AS from_ns, next_ns AS until_ns FROM entry WHERE to_ns < next_ns
+        UNION ALL BY NAME
+        SELECT address, {NEVER}::BIGINT AS from_ns, min(from_ns) AS until_ns FROM entry GROUP BY address),
+    present AS (SELECT node_id, arg_max(node, (from_ns, address)) AS node FROM device GROUP BY node_id),
+    known AS (
+        SELECT about.* EXCLUDE (node_id, node, tags, login, full_name, caller, identity_source),
+               coalesce(stretch.from_ns, {NEVER}) AS from_ns, coalesce(stretch.until_ns, {ALWAYS}) AS until_ns,
+               coalesce(about.node_id, stretch.node_id) AS node_id,
+               CASE WHEN stretch.node_id IS NULL THEN about.node ELSE stretch.node END AS own_node,
+               CASE WHEN stretch.node_id IS NULL THEN about.tags ELSE stretch.tags END AS tags,
+               about.login IS NULL AND about.caller = 'unknown' AND stretch.node_id IS NOT NULL AS named,
+               CASE WHEN named THEN stretch.login ELSE about.login END AS login,
+               CASE WHEN named THEN stretch.full_name ELSE about.full_name END AS full_name,
+               CASE WHEN named THEN stretch.kind ELSE about.caller END AS caller,
+               CASE WHEN named THEN stretch.source ELSE about.identity_source END AS identity_source
+        FROM about LEFT JOIN stretch ON about.node_id IS NULL AND stretch.address = about.address)"""
+
+# `tab`: what page loads are told apart by. `sitting`: the same for sessions.
+DESCRIBED: Final = """
+    labelled AS (
+        SELECT * EXCLUDE (traffic, page, card),
+               CASE WHEN caller IN ('person', 'shared') THEN login END AS person,
+               CASE WHEN traffic IN ('agent', 'internal') THEN traffic
+                    WHEN {checker} THEN 'health'
+                    WHEN traffic <> 'api' THEN traffic
+                    WHEN list_contains($polls, route) THEN 'poll' ELSE traffic END AS traffic,
+               coalesce($pages_to[list_position($pages, page)], page) AS page,
+               coalesce($cards_to[list_position($cards, card)], card) AS card
+        FROM (SELECT known.*, coalesce(present.node, own_node) AS node FROM known LEFT JOIN present USING (node_id))),
+    described AS MATERIALIZED (
+        SELECT *, kind = 'view' AS viewed,
+               person IS NOT NULL AND kind = 'request' AND traffic = 'page' AS paged,
+               person IS NOT NULL AND kind = 'request' AND traffic = 'api' AS called,
+               person IS NOT NULL AND (viewed OR traffic IN ('page', 'api')) AS active,
+               CASE WHEN person IS NOT NULL AND kind = 'request' AND page IS NOT NULL
+                    AND traffic IN ('page', 'api', 'poll') THEN dense_rank() OVER (
+                    ORDER BY person, service, environment, coalesce(address, client_address), page) END AS tab,
+               CASE WHEN person IS NOT NULL THEN dense_rank() OVER (ORDER BY person, service, environment) END
+                   AS sitting,
+               coalesce($card_features_to[list_position($card_features, card)],
+                        $route_features_to[list_position($route_features, route)],
+                        $page_features_to[list_position($page_features, page)],
+                        CASE WHEN viewed THEN card ELSE route END) AS feature
+        FROM labelled)"""
+
+JOINED: Final = "request JOIN {0} ON request.number = {0}.number AND start_ns >= from_ns AND start_ns < until_ns"
+DESCRIBED_REQUEST: Final = JOINED.format("described")
+
+# A chain is a page's calls without a pause. Its start counts as the page's load unless the page was seen to load in the
+# 30 minutes before a call. Stretches that meet are made one, so that a call meets at most one.
+LOADS: Final = f"""
+    loading AS (
+        SELECT tab, start_ns FROM {DESCRIBED_REQUEST}
+        WHERE paged AND tab IS NOT NULL AND start_ns >= $early AND start_ns < $end),
+    calling AS (
+        SELECT tab, start_ns // {PAUSE} AS slot, min(start_ns) AS first_ns, max(start_ns) AS last_ns
+        FROM {DESCRIBED_REQUEST} WHERE tab IS NOT NULL AND NOT paged AND start_ns >= $early AND start_ns < $end
+        GROUP BY tab, slot),
+    chain AS (
+        SELECT tab, first_ns AS start_ns FROM calling
+        QUALIFY coalesce(first_ns - lag(last_ns) OVER (PARTITION BY tab ORDER BY slot) >= {PAUSE}, true)),
+    load AS (
+        SELECT tab, start_ns AS since_ns, start_ns + {LOAD} AS till_ns FROM loading
+        UNION ALL
+        SELECT chain.tab, greatest(chain.start_ns, coalesce(loading.start_ns + {PAUSE}, 0)), chain.start_ns + {LOAD}
+        FROM chain ASOF LEFT JOIN loading ON chain.tab = loading.tab AND chain.start_ns >= loading.start_ns
+        WHERE coalesce(loading.start_ns + {PAUSE}, 0) <= chain.start_ns + {LOAD}),
+    merged AS (
+        SELECT tab, min(since_ns) AS since_ns, max(till_ns) AS till_ns
+        FROM (SELECT *, sum(apart::INTEGER) OVER (PARTITION BY tab ORDER BY since_ns, till_ns) AS island
+              FROM (SELECT *, coalesce(since_ns > max(till_ns) OVER (PARTITION BY tab ORDER BY since_ns, till_ns
+                        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), true) AS apart FROM load))
+        GROUP BY tab, island),
+    part AS (
+        SELECT tab AS loaded, since_ns, till_ns,
+               unnest(range(since_ns // {LOAD}, till_ns // {LOAD} + 1)) AS slot FROM merged)"""
+IN_LOAD: Final = (
+    f" LEFT JOIN part ON tab = loaded AND start_ns // {LOAD} = slot AND start_ns BETWEEN since_ns AND till_ns"
+)
+
+FIRSTS: Final = f"""
+    debut AS (SELECT person, min(start_ns) AS first_ns FROM {DESCRIBED_REQUEST} WHERE active GROUP BY person)"""
+
+SESSIONS: Final = f"""
+    present_slot AS (
+        SELECT sitting, start_ns // {PAUSE} AS slot, min(start_ns) AS first_ns, max(start_ns) AS last_ns,
+               count(*) AS activities{{pages}}
+        FROM {JOINED.format("chosen")} WHERE active AND start_ns >= $early AND start_ns < $end GROUP BY sitting, slot),
+    counted AS (
+        SELECT *, sum(fresh::INTEGER) OVER (PARTITION BY sitting ORDER BY slot) AS turn
+        FROM (SELECT *, coalesce(first_ns - lag(last_ns) OVER (PARTITION BY sitting ORDER BY slot) >= {PAUSE}, true)
+                  AS fresh FROM present_slot)),
+    session AS (
+        SELECT sitting, min(first_ns) AS start_ns, max(last_ns) AS end_ns, sum(activities)::BIGINT AS activities{{ends}}
+        FROM counted GROUP BY sitting, turn HAVING min(first_ns) >= $start),
+    sitter AS (SELECT DISTINCT sitting, person, service, environment FROM described WHERE sitting IS NOT NULL)"""
+# the page at an end of a session; of several at one instant the one of the smaller (larger) ids
+PAGES: Final = """,
+               min((start_ns, trace_id, span_id, page)) FILTER (page IS NOT NULL) AS first_page,
+               max((start_ns, trace_id, span_id, page)) FILTER (page IS NOT NULL) AS last_page"""
+ENDS: Final = ", min(first_page) AS first_page, max(last_page) AS last_page"
+
+
+def described(question: Question) -> tuple[str, dict[str, Any]]:
+    """The tables up to `described`, and the values they need."""
+    labels = question.labels
+    checkers, values = _checkers(labels.checkers)
+    values |= {
+        "start": question.range.start_ns,
+        "end": question.range.end_ns,
+        "polls": list(labels.polls),
+        **_table("pages", labels),
+        **_table("cards", labels),
+        **_table("card_features", labels),
+        **_table("route_features", labels),
+        **_table("page_features", labels),
+    }
+    return f"WITH {STRETCHES}, {DESCRIBED.format(checker=checkers)}", values
+
+
+def _table(name: str, labels: Labels) -> dict[str, list[str]]:
+    table: dict[str, str] = getattr(labels, name)
+    return {name: list(table), f"{name}_to": list(table.values())}
+
+
+CHECKS: Final = {
+    "address": "(coalesce(address = {0}, false) OR coalesce(client_address = {0}, false))",
+    "node": "(coalesce(node_id = {0}, false) OR coalesce(node = {0}, false))",
+    "login": "coalesce(login = {0}, false)",
+    "user_agent": "coalesce(contains(user_agent, {0}), false)",
+}
+
+
+def _checkers(checkers: tuple[Checker, ...]) -> tuple[str, dict[str, Any]]:
+    """A condition that holds for each request of a declared checker, and its values."""
+    values: dict[str, Any] = {}
+    conditions = ["false"]
+    for number, checker in enumerate(checkers):
+        given = {name: getattr(checker, name) for name in CHECKS if getattr(checker, name) is not None}
+        conditions.append(" AND ".join(CHECKS[name].format(f"$checker{number}_{name}") for name in given))
+        values |= {f"checker{number}_{name}": value for name, value in given.items()}
+    return f"({' OR '.join(conditions)})", values

@@ -1,0 +1,229 @@
+"""Questions in DuckDB's SQL. Identifiers come from the tables here alone; everything else is a value."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from tailspan.meaning import (
+    ENDS,
+    FIRSTS,
+    IN_LOAD,
+    JOINED,
+    LOADS,
+    LOOK_BACK,
+    PAGES,
+    PAUSE,
+    SESSIONS,
+    described,
+)
+from tailspan.query import METRICS, Aggregate, Question, Rows, Sessions
+from tailspan.span import Span
+from tailspan.zone import day_text, hour_text, offsets
+
+TEMPLATED: Final = """array_to_string(list_transform(string_split(path, '/'), lambda part: CASE WHEN regexp_full_match(
+    part, '[0-9]+|[0-9a-f]{16,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}', 'i') THEN '{id}' ELSE part END), '/')"""
+DELIBERATE: Final = "(called AND loaded IS NULL)"
+ASKED: Final = "FILTER (NOT viewed)"
+
+
+class Metric(NamedTuple):
+    """Its value of a group, and how many of its own records the group has: none, and there is no such group."""
+
+    value: str
+    own: str
+
+
+def _of_requests(value: str) -> Metric:
+    return Metric(f"{value} {ASKED}", f"count(*) {ASKED}")
+
+
+def _percentile(share: float) -> Metric:
+    return Metric(f"quantile_disc(duration_ns, {share}) {ASKED} / 1e6", f"count(*) {ASKED}")
+
+
+VALUES: Final = {
+    "requests": _of_requests("count(*)"),
+    "accesses": Metric(f"count(*) FILTER (paged OR {DELIBERATE})", f"count(*) FILTER (paged OR {DELIBERATE})"),
+    "deliberate_calls": Metric(f"count(*) FILTER {DELIBERATE}", f"count(*) FILTER {DELIBERATE}"),
+    "people": Metric("count(DISTINCT person)", "count(person)"),
+    "devices": Metric("count(DISTINCT node_id)", "count(node_id)"),
+    "errors": Metric("count(*) FILTER (NOT viewed AND status >= 500)", f"count(*) {ASKED}"),
+    "error_rate": Metric(
+        f"count(*) FILTER (NOT viewed AND status >= 500) / nullif(count(*) {ASKED}, 0)", f"count(*) {ASKED}"
+    ),
+    "mean_ms": Metric(f"sum(duration_ns) {ASKED} / (count(duration_ns) {ASKED} * 1e6)", f"count(*) {ASKED}"),
+    "p50_ms": _percentile(0.5),
+    "p95_ms": _percentile(0.95),
+    "p99_ms": _percentile(0.99),
+    "max_ms": Metric(f"max(duration_ns) {ASKED} / 1e6", f"count(*) {ASKED}"),
+    "views": Metric("count(*) FILTER (viewed)", "count(*) FILTER (viewed)"),
+    "visible_ms": Metric("sum(visible_ms) FILTER (viewed)", "count(*) FILTER (viewed)"),
+    "last_seen": Metric("max(start_ns)", "count(*)"),
+    "first_seen": Metric("max(first_ns)", "count(person)"),
+    "sessions": Metric("count(*)", "count(*)"),
+    "session_time_s": Metric("sum(end_ns - start_ns) / 1e9", "count(*)"),
+}
+STATUS_CLASS: Final = "CASE WHEN status IS NOT NULL THEN status // 100 || 'xx' END"
+FEATURE: Final = f"CASE WHEN feature IS NULL AND NOT viewed THEN {TEMPLATED} ELSE feature END"
+COLUMNS: Final = {
+    "person": "person",
+    "device": "node_id",
+    "service": "service",
+    "environment": "environment",
+    "route": "route",
+    "endpoint": "coalesce(route, path)",
+    "feature": FEATURE,
+    "page": "page",
+    "card": "card",
+    "variant": "variant",
+    "method": "method",
+    "status": "status",
+    "status_class": STATUS_CLASS,
+    "traffic": "traffic",
+    "caller": "caller",
+    "identity_source": "identity_source",
+    "source": "source",
+    "hour_of_day": "{local} // 3600000000000 % 24",
+    "weekday": "({local} // 86400000000000 + 3) % 7 + 1",
+    # start of the local hour in seconds of UTC, and the offset that holds: two numbers in one, in the order of time
+    "hour": "(start_ns - {local} % 3600000000000) // 1000000000 * 200000 + {offset} // 1000000000 + 100000",
+    "day": "{local} // 86400000000000",
+}
+SHOWN: Final[Mapping[str, Callable[[int], str]]] = {
+    "hour": lambda number: hour_text(number // 200000 * 10**9, (number % 200000 - 100000) * 10**9),
+    "day": day_text,
+}
+FILTERS: Final = {
+    **{name: f"list_contains(${{0}}, {column})" for name, column in COLUMNS.items()},
+    "user": "list_contains(${0}, login)",
+    "device": "(list_contains(${0}, node_id) OR list_contains(${0}, node))",
+    "kind": "list_contains(${0}, kind)",
+    "status": "list_contains(${0}, status::VARCHAR)",
+}
+OF_PATH: Final = ("endpoint", "feature")  # what a row of `about` alone does not tell
+NEWEST_FIRST: Final = "ORDER BY start_ns DESC, trace_id DESC, span_id DESC"
+SPAN: Final = ", ".join(Span._fields)
+
+
+class Compiled(NamedTuple):
+    """SQL and its values."""
+
+    sql: str
+    values: dict[str, Any]
+
+
+def rows(question: Rows) -> Compiled:
+    """The columns of Span, as answered."""
+    source, where, values = _records(question, {"request"})
+    values["limit"] = question.limit
+    if question.after:
+        where += " AND start_ns <= $after AND (start_ns, trace_id, span_id) < ($after, $after_trace, $after_span)"
+        values |= dict(zip(("after", "after_trace", "after_span"), question.after, strict=True))
+    newest = ""
+    if question.newest_per:
+        column = _column(question.newest_per, question)
+        newest = f"QUALIFY row_number() OVER (PARTITION BY {column} {NEWEST_FIRST}) = 1"
+    return Compiled(
+        f"{source[0]} SELECT {SPAN} FROM {source[1]} WHERE {where} {newest} {NEWEST_FIRST} LIMIT $limit", values
+    )
+
+
+def aggregate(question: Aggregate) -> Compiled:
+    """The dimensions, the metrics, and how many groups there are in all."""
+    if question.asked == {"session"}:
+        tables, values = _sessions(question)
+        source, where = (tables, "session JOIN sitter USING (sitting)"), "true"
+    else:
+        source, where, values = _records(question, {kind for name in question.metrics for kind in METRICS[name].kinds})
+    keys = {name: f"k{number}" for number, name in enumerate(question.dimensions)}
+    keys |= {name: f"m{number}" for number, name in enumerate(question.metrics)}
+    columns = [f"{_column(name, question)} AS {keys[name]}" for name in question.dimensions]
+    columns += [f"{VALUES[name].value} AS {keys[name]}" for name in question.metrics]
+    own = " OR ".join(f"{VALUES[name].own} > 0" for name in question.metrics)
+    by = ", ".join(keys[name] for name in question.dimensions)
+    groups = f"SELECT {', '.join(columns)} FROM {source[1]} WHERE {where} {f'GROUP BY {by} HAVING {own}' if by else ''}"
+    order = _order(question, keys)
+    values["limit"] = question.limit
+    return Compiled(f"{source[0]} SELECT *, count(*) OVER () FROM ({groups}) ORDER BY {order} LIMIT $limit", values)
+
+
+def sessions(question: Sessions) -> Compiled:
+    """The columns of Session without the duration; a page comes with the ids it was chosen by."""
+    tables, values = _sessions(question, pages=True)
+    values["limit"] = question.limit
+    after = ""
+    if question.after:
+        names = ("after", "after_person", "after_service", "after_environment")
+        values |= dict(zip(names, question.after, strict=True))
+        after = (
+            "WHERE start_ns < $after OR start_ns = $after AND (person, service, environment IS NULL, "
+            "coalesce(environment, '')) > ($after_person, $after_service, $after_environment IS NULL, "
+            "coalesce($after_environment, ''))"
+        )
+    return Compiled(
+        f"{tables} SELECT person, service, environment, start_ns, end_ns, activities, first_page[4], last_page[4] "
+        f"FROM session JOIN sitter USING (sitting) {after} "
+        "ORDER BY start_ns DESC, person, service, environment NULLS LAST LIMIT $limit",
+        values,
+    )
+
+
+def _records(question: Question, kinds: set[str]) -> tuple[tuple[str, str], str, dict[str, Any]]:
+    """Tables and FROM, WHERE, and the values, of the requests and people's views that the question is about."""
+    named = {*question.names, *question.filters, *question.without, *question.known, *getattr(question, "metrics", ())}
+    tables, values = described(question)
+    values["kinds"] = sorted(kinds & question.kinds)
+    conditions, later = _conditions(question, values)
+    chosen = "described"
+    if "first_seen" in named:
+        tables += f", {FIRSTS}"
+        chosen = "described LEFT JOIN debut USING (person)"
+    conditions += ["list_contains($kinds, kind)", "(NOT viewed OR person IS NOT NULL)"]
+    tables += f", chosen AS MATERIALIZED (SELECT * FROM {chosen} WHERE {' AND '.join(conditions)})"
+    source = JOINED.format("chosen")
+    if named & {"accesses", "deliberate_calls", "feature"}:
+        tables += f", {LOADS}"
+        source += IN_LOAD
+        values["early"] = question.range.start_ns - LOOK_BACK
+    if "feature" in named:
+        later.append(f"(viewed OR {DELIBERATE})")
+    return (tables, source), " AND ".join(["start_ns >= $start", "start_ns < $end", *later]), values
+
+
+def _sessions(question: Question, *, pages: bool = False) -> tuple[str, dict[str, Any]]:
+    tables, values = described(question)
+    values["early"] = question.range.start_ns - PAUSE
+    conditions, later = _conditions(question, values)
+    assert not later  # a session has neither endpoint nor feature
+    tables += f", chosen AS MATERIALIZED (SELECT * FROM described WHERE {' AND '.join([*conditions, 'active'])})"
+    return f"{tables}, {SESSIONS.format(pages=PAGES if pages else '', ends=ENDS if pages else '')}", values
+
+
+def _conditions(question: Question, values: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The filters that a row of `about` meets, and those that need the request."""
+    conditions: tuple[list[str], list[str]] = ([], [])
+    for given, form in ((question.filters, "coalesce({}, false)"), (question.without, "NOT coalesce({}, false)")):
+        for name, wanted in given.items():
+            key = f"{'with' if given is question.filters else 'without'}_{name}"
+            values[key] = list(wanted)
+            conditions[name in OF_PATH].append(form.format(FILTERS[name].replace("{0}", key)))
+    for name in question.known:
+        conditions[name in OF_PATH].append(f"{COLUMNS[name]} IS NOT NULL")
+    return conditions
+
+
+def _column(name: str, question: Question) -> str:
+    column = COLUMNS[name]
+    if "{local}" not in column:
+        return column
+    *cases, last = offsets(question.zone, *question.range)
+    offset = str(last.offset_ns)
+    if cases:
+        whens = " ".join(f"WHEN start_ns < {case.until_ns} THEN {case.offset_ns}" for case in cases)
+        offset = f"CASE {whens} ELSE {last.offset_ns} END"
+    return column.replace("{local}", f"(start_ns + ({offset}))").replace("{offset}", f"({offset})")
+
+
+def _order(question: Aggregate, keys: Mapping[str, str]) -> str:
+    chosen = question.order or (f"-{question.metrics[0]}",)
+    named = [f"{keys[name.removeprefix('-')]} {'DESC' if name[0] == '-' else 'ASC'} NULLS LAST" for name in chosen]
+    return ", ".join([*named, *(f"{keys[name]} NULLS LAST" for name in question.dimensions)])
