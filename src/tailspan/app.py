@@ -8,15 +8,18 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Final
 
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
+from starlette.types import Receive, Scope, Send
 from tailspan_otel import instrument
 
 from tailspan.access import Guard
 from tailspan.config import Settings
-from tailspan.endpoints import router
+from tailspan.endpoints import mounted, server
 from tailspan.errors import StoreError
 from tailspan.inbox import Inbox, OwnSpans
+from tailspan.labels import LabelsFile
 from tailspan.query import nanoseconds
+from tailspan.reports import Sources
 from tailspan.respond import HANDLERS
 from tailspan.store.duckdb import DuckDB
 
@@ -32,31 +35,60 @@ def utc_now() -> datetime:
 def create_app(settings: Settings, store: DuckDB, clock: Callable[[], datetime] = utc_now) -> FastAPI:
     """The server of one store, which the caller opens and closes. While it runs, it deletes what is too old."""
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        purging = asyncio.create_task(_purge_by_itself(store, settings.retention_days, clock))
-        yield
-        purging.cancel()
-        with suppress(asyncio.CancelledError):
-            await purging
-
     inbox = Inbox(store, clock)
     app = FastAPI(
         title="tailspan",
         summary="Who uses your tailnet services, from which device, doing what, and how fast.",
         version=version("tailspan"),
-        lifespan=lifespan,
+        lifespan=lambda app: _purging(store, settings.retention_days, clock),
         exception_handlers=HANDLERS,  # type: ignore[arg-type]  # Starlette's type knows one kind of exception a handler
     )
-    app.include_router(router(store, inbox, clock))
+    app.include_router(server(Sources(store, LabelsFile(settings.settings)), inbox, clock))
     app.add_middleware(Guard, settings=settings)
     app.state.inbox = inbox
     return app
 
 
+def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_now) -> APIRouter:
+    """The same answers in a FastAPI app of your own, under /analytics/; spans come in at /analytics/v1/traces.
+
+    Opens the database now and closes it when the app ends. `config` is read from the environment by default. Who may
+    ask is as with `tailspan serve`: a process of this machine, or the token. Raises SettingError, StoreError.
+    """
+    settings = config or Settings.read()
+    store = DuckDB(settings.db)
+    guard = Guard(_nothing, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: object) -> AsyncIterator[None]:
+        async with _purging(store, settings.retention_days, clock):
+            yield
+        store.close()
+
+    def check(request: Request) -> None:
+        guard.check(request.scope, request.headers)
+
+    routes = APIRouter(lifespan=lifespan, dependencies=[Depends(check)])
+    routes.include_router(mounted(Sources(store, LabelsFile(settings.settings)), Inbox(store, clock), clock))
+    return routes
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    """What a guard that only checks stands before."""
+
+
 def know_viewers(app: FastAPI, clock: Callable[[], datetime] = utc_now) -> None:
     """Records who asks the server itself, as any instrumented service would. Call it last."""
     instrument(app, exporter=OwnSpans(app.state.inbox, clock))
+
+
+@asynccontextmanager
+async def _purging(store: DuckDB, days: int, clock: Callable[[], datetime]) -> AsyncIterator[None]:
+    purging = asyncio.create_task(_purge_by_itself(store, days, clock))
+    yield
+    purging.cancel()
+    with suppress(asyncio.CancelledError):
+        await purging
 
 
 async def _purge_by_itself(store: DuckDB, days: int, clock: Callable[[], datetime]) -> None:

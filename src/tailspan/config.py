@@ -27,6 +27,7 @@ class Settings:
     token: str | None = field(default=None, repr=False)  # also TAILSPAN_TOKEN_FILE; who shows it may read and write
     allowed_hosts: tuple[str, ...] = ()  # names this server is reached by beside localhost; comma separated
     retention_days: int = 400  # requests older than this are deleted
+    settings: Path | None = None  # the TOML file of features, pages, cards, polls and checkers: docs/settings.md
     userspace: bool | None = None  # tailscaled runs without a TUN device; None: ask it
     url: str = ""  # where the commands find the server: a URL or "unix:/path"; else where it listens
     ts_socket: Path = Path("/var/run/tailscale/tailscaled.sock")  # TS_SOCKET: tailscaled's own
@@ -125,6 +126,7 @@ READERS: Final = {
         name.strip().lower() for name in value.split(",") if name.strip()
     ),
     "TAILSPAN_RETENTION_DAYS": _days,
+    "TAILSPAN_SETTINGS": lambda key, value: Path(value).expanduser(),
     "TAILSPAN_USERSPACE": _flag,
     "TAILSPAN_URL": _url,
 }

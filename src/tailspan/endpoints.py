@@ -3,15 +3,21 @@
 from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from tailspan import reports
+from tailspan.errors import QuestionError
 from tailspan.inbox import Counts, Inbox
-from tailspan.respond import OTLP_PATH
-from tailspan.store import Store
+from tailspan.reports import Sources
+from tailspan.reports.access_logs import AccessLogs, AccessLogsParams, access_logs
+from tailspan.reports.active import Active, active
+from tailspan.reports.dashboard_usage import DashboardUsage, DashboardUsageParams, dashboard_usage
+from tailspan.reports.query import Answer, Asked, answer, as_csv, asked_by, documented
+from tailspan.reports.system_health import SystemHealth, SystemHealthParams, system_health
+from tailspan.respond import ANALYTICS_OTLP_PATH, OTLP_PATH, Answering
 
 REFUSAL: dict[int | str, dict[str, Any]] = {
     422: {
@@ -31,6 +37,7 @@ REFUSAL: dict[int | str, dict[str, Any]] = {
     },
     503: {"description": "The store cannot answer; the error says why and what to do"},
 }
+CSV: dict[str, Any] = {"content": {"text/csv": {"schema": {"type": "string"}}}}
 SOURCES_EXAMPLE = [
     {
         "name": "store",
@@ -106,25 +113,62 @@ class Health(BaseModel):
     sources: list[reports.Source]
 
 
-def router(store: Store, inbox: Inbox, clock: Callable[[], datetime]) -> APIRouter:
-    """Everything the server answers. `clock` gives the now of a question, in UTC."""
+def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
+    """Everything under /analytics/, for any app: it tells of errors itself. `clock` gives a question's now, in UTC."""
+    routes = APIRouter(prefix="/analytics", route_class=Answering)
+
+    @routes.get("/access-logs", responses={200: _example(LOGS_EXAMPLE), **REFUSAL})
+    def get_access_logs(params: Annotated[AccessLogsParams, Query()]) -> AccessLogs:
+        """All requests, newest first, and a summary of those that people made."""
+        return access_logs(of, params, clock())
+
+    @routes.get("/active", responses={200: _example(ACTIVE_EXAMPLE), **REFUSAL})
+    def get_active(params: Annotated[reports.Filters, Query()]) -> Active:
+        """Who used a service in the last five minutes: name, device and page. An open tab that only polls is nobody."""
+        return active(of, params, clock())
+
+    @routes.get("/dashboard-usage", responses=REFUSAL)
+    def get_dashboard_usage(params: Annotated[DashboardUsageParams, Query()]) -> DashboardUsage:
+        """What people used, when and how long: cards, features, sessions, accesses by day and hour."""
+        return dashboard_usage(of, params, clock())
+
+    @routes.get("/system-health-history", responses=REFUSAL)
+    def get_system_health(params: Annotated[SystemHealthParams, Query()]) -> SystemHealth:
+        """Uptime by heartbeats, response times and errors, over all and by day."""
+        return system_health(of, params, clock())
+
+    @routes.get("/query", responses={200: CSV, **REFUSAL}, openapi_extra={"parameters": documented()})
+    def get_query(request: Request) -> Answer:
+        """Any question: metrics by dimensions, rows, or sessions. Lists are comma separated; `format=csv` for CSV."""
+        return _formatted(request, lambda parameters: answer(of, asked_by(parameters), clock()))
+
+    @routes.post("/query", responses={200: CSV, **REFUSAL})
+    def post_query(request: Request, asked: Asked) -> Answer:
+        """The same question as JSON, where values may hold commas."""
+        return _formatted(request, lambda _: answer(of, asked, clock()))
+
+    return routes
+
+
+def mounted(of: Sources, inbox: Inbox, clock: Callable[[], datetime]) -> APIRouter:
+    """For a host's own app: the answers, and the way in under the same prefix."""
+    routes = analytics(of, clock)
+    routes.add_api_route(
+        ANALYTICS_OTLP_PATH.removeprefix("/analytics"), inbox.receive, methods=["POST"], include_in_schema=False
+    )
+    return routes
+
+
+def server(of: Sources, inbox: Inbox, clock: Callable[[], datetime]) -> APIRouter:
+    """For `tailspan serve`: the answers, the way in where OTLP has it, and the server's own health."""
     routes = APIRouter()
     routes.add_route(OTLP_PATH, inbox.receive, methods=["POST"])  # no FastAPI around it: it is called most, and fast
-
-    @routes.get("/analytics/access-logs", responses={200: _example(LOGS_EXAMPLE), **REFUSAL})
-    def access_logs(params: Annotated[reports.AccessLogsParams, Query()]) -> reports.AccessLogs:
-        """All requests, newest first, and a summary of those that people made."""
-        return reports.access_logs(store, params, clock())
-
-    @routes.get("/analytics/active", responses={200: _example(ACTIVE_EXAMPLE), **REFUSAL})
-    def active(params: Annotated[reports.Filters, Query()]) -> reports.Active:
-        """Who used a service in the last five minutes: name, device and page. An open tab that only polls is nobody."""
-        return reports.active(store, params, clock())
+    routes.include_router(analytics(of, clock))
 
     @routes.get("/healthz", responses={503: {"model": Health, "description": "The store cannot be read"}})
     def healthz(response: Response) -> Health:
         """Whether the server lives and its store can be read, and what came in since it started."""
-        sources = reports.sources(store, clock())
+        sources = of.told(clock())
         broken = any(source.state == "unreadable" for source in sources)
         response.status_code = 503 if broken else 200
         return Health(
@@ -132,6 +176,20 @@ def router(store: Store, inbox: Inbox, clock: Callable[[], datetime]) -> APIRout
         )
 
     return routes
+
+
+def _formatted(request: Request, answering: Callable[[list[tuple[str, str]]], Answer]) -> Answer:
+    """The answer, as CSV where `format=csv` asks for it. FastAPI takes a Response in place of what is declared."""
+    parameters = request.query_params.multi_items()
+    form = [value for name, value in parameters if name == "format"]
+    if form and form[-1] not in ("json", "csv"):
+        raise QuestionError(f"format is {form[-1]!r}.", value=form[-1], rule="It is json or csv.")
+    found = answering([(name, value) for name, value in parameters if name != "format"])
+    if "csv" not in form[-1:]:
+        return found
+    troubled = [f"{source.name}: {source.state}" for source in found.sources if source.state != "ok"]
+    headers = {"Tailspan-Sources": "; ".join(troubled)} if troubled else {}
+    return cast(Answer, Response(as_csv(found), media_type="text/csv; charset=utf-8", headers=headers))
 
 
 def _example(example: object) -> dict[str, Any]:

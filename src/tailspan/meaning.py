@@ -64,6 +64,7 @@ DESCRIBED: Final = """
                CASE WHEN person IS NOT NULL AND kind = 'request' AND page IS NOT NULL
                     AND traffic IN ('page', 'api', 'poll') THEN dense_rank() OVER (
                     ORDER BY person, service, environment, coalesce(address, client_address), page) END AS tab,
+               CASE WHEN called THEN tab END AS calling_tab,
                CASE WHEN person IS NOT NULL THEN dense_rank() OVER (ORDER BY person, service, environment) END
                    AS sitting,
                coalesce($card_features_to[list_position($card_features, card)],
@@ -91,9 +92,12 @@ LOADS: Final = f"""
     load AS (
         SELECT tab, start_ns AS since_ns, start_ns + {LOAD} AS till_ns FROM loading
         UNION ALL
-        SELECT chain.tab, greatest(chain.start_ns, coalesce(loading.start_ns + {PAUSE}, 0)), chain.start_ns + {LOAD}
-        FROM chain ASOF LEFT JOIN loading ON chain.tab = loading.tab AND chain.start_ns >= loading.start_ns
-        WHERE coalesce(loading.start_ns + {PAUSE}, 0) <= chain.start_ns + {LOAD}),
+        SELECT tab, greatest(start_ns, loaded_ns + {PAUSE}), start_ns + {LOAD}
+        FROM (SELECT *, max(seen_ns) OVER (
+                  PARTITION BY tab ORDER BY start_ns, calls ROWS UNBOUNDED PRECEDING) AS loaded_ns
+              FROM (SELECT tab, start_ns, start_ns AS seen_ns, false AS calls FROM loading
+                    UNION ALL SELECT tab, start_ns, {NEVER}, true FROM chain))
+        WHERE calls AND loaded_ns + {PAUSE} <= start_ns + {LOAD}),
     merged AS (
         SELECT tab, min(since_ns) AS since_ns, max(till_ns) AS till_ns
         FROM (SELECT *, sum(apart::INTEGER) OVER (PARTITION BY tab ORDER BY since_ns, till_ns) AS island
@@ -104,7 +108,7 @@ LOADS: Final = f"""
         SELECT tab AS loaded, since_ns, till_ns,
                unnest(range(since_ns // {LOAD}, till_ns // {LOAD} + 1)) AS slot FROM merged)"""
 IN_LOAD: Final = (
-    f" LEFT JOIN part ON tab = loaded AND start_ns // {LOAD} = slot AND start_ns BETWEEN since_ns AND till_ns"
+    f" LEFT JOIN part ON calling_tab = loaded AND start_ns // {LOAD} = slot AND start_ns BETWEEN since_ns AND till_ns"
 )
 
 FIRSTS: Final = f"""

@@ -73,7 +73,7 @@ DIMENSIONS: Final = {
 }
 FILTERS: Final = {
     "user": Name(ALL, "login, of whatever kind of caller"),
-    "device": Name(RECORD, "stable id or present name of the node"),
+    "device": Name(ALL, "stable id or present name of the node; of sessions: of their activities"),
     "kind": Name(RECORD, "request or view"),
     **{
         name: DIMENSIONS[name]
@@ -169,16 +169,27 @@ class Question:
             for name, values in given.items():
                 _check_values(name, values)
         _check(self.known, DIMENSIONS, "dimension")
-        if not self.kinds:
-            _misfit(self.asked, [*self.names, *self.filters, *self.without])
+        self._check_fit()
+
+    @property
+    def parts(self) -> list[tuple[str, Mapping[str, Name]]]:
+        """Each name of the question but its metrics, and its table."""
+        dimensions = [(name, DIMENSIONS) for name in (*self.names, *self.known)]
+        return [*dimensions, *((name, FILTERS) for name in (*self.filters, *self.without))]
 
     @property
     def kinds(self) -> frozenset[Kind]:
-        """The kinds of records that everything named here has."""
-        kinds = self.asked
-        for name in (*self.names, *self.known, *self.filters, *self.without):
-            kinds &= (DIMENSIONS.get(name) or FILTERS[name]).kinds
-        return kinds
+        """The kinds of records that have everything named here."""
+        return self.asked.intersection(*(table[name].kinds for name, table in self.parts))
+
+    def _check_fit(self) -> None:
+        """Raises QuestionError where there is no such record."""
+        fitting, against = self.asked, " or ".join(sorted(self.asked))
+        for name, table in self.parts:
+            if not table[name].kinds & fitting:
+                raise _misfit(name, table, against, fitting)
+            if table[name].kinds & fitting != fitting:
+                fitting, against = table[name].kinds & fitting, name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,8 +257,14 @@ class Aggregate(Question):
             raise QuestionError(f"limit is {self.limit}.", value=self.limit, rule=f"It is 1 to {MAX_GROUPS}.")
         Question.__post_init__(self)
         for metric in self.metrics:
-            if not METRICS[metric].kinds & self.kinds:
-                _misfit(METRICS[metric].kinds, [*self.dimensions, *self.filters, *self.without], metric)
+            kinds = METRICS[metric].kinds
+            if not kinds & self.asked:
+                raise _misfit(
+                    metric, METRICS, next(name for name in self.metrics if METRICS[name].kinds == SESSION), SESSION
+                )
+            for name, table in self.parts:
+                if not table[name].kinds & kinds:
+                    raise _misfit(name, table, metric, kinds)
         chosen = dict.fromkeys((*self.metrics, *self.dimensions), "")
         _check([name.removeprefix("-") for name in self.order], chosen, "metric or dimension of this question")
         _check_once(tuple(name.removeprefix("-") for name in self.order), "entry of order")
@@ -297,18 +314,12 @@ def _check_values(name: str, values: tuple[str, ...]) -> None:
             raise QuestionError(f"status is {value!r}.", value=value, rule="It is a number from 100 to 599.")
 
 
-def _misfit(asked: frozenset[Kind], names: list[str], metric: str | None = None) -> None:
-    """Names what does not go together: by its kinds, a record has the one or the other, never both."""
-    has = {
-        kind: [name for name in (DIMENSIONS | FILTERS) if kind in (DIMENSIONS | FILTERS)[name].kinds] for kind in ALL
-    }
-    kinds = sorted(asked)
-    wrong = next((name for name in names if not (DIMENSIONS.get(name) or FILTERS[name]).kinds & asked), names[-1])
-    subject = metric or " or ".join(f"{kind}s" for kind in kinds)
-    allowed = list(dict.fromkeys(name for kind in kinds for name in has[kind]))
-    raise QuestionError(
-        f"{wrong!r} does not go with {subject!r}." if metric else f"{wrong!r} does not fit the other names.",
+def _misfit(wrong: str, table: Mapping[str, Name], against: str, kinds: frozenset[Kind]) -> QuestionError:
+    """`wrong`, of `table`, is never of one record with `against`, which is of these kinds."""
+    fits = [name for name in table if table[name].kinds & kinds]
+    return QuestionError(
+        f"{wrong!r} does not go with {against!r}.",
         value=wrong,
-        rule=f"A {' or '.join(kinds)} has: {', '.join(allowed)}.",
-        fix=nearest(wrong, [name for name in allowed if name != wrong]) or "Ask two questions.",
+        rule=f"With {against!r} go: {', '.join(fits)}.",
+        fix=nearest(wrong, fits) or "Ask two questions.",
     )

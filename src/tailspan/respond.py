@@ -1,10 +1,12 @@
 """Errors as responses: one JSON shape, and google.rpc.Status where OTLP asks for it."""
 
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
@@ -17,13 +19,14 @@ from tailspan.errors import QuestionError, TailspanError, shape
 from tailspan.ingest.otlp import JSON, PROTOBUF
 
 OTLP_PATH: Final = "/v1/traces"
+ANALYTICS_OTLP_PATH: Final = "/analytics/v1/traces"  # within a host's own app
 # HTTP status → google.rpc.Code
 RPC_CODES: Final = {400: 3, 401: 16, 403: 7, 413: 8, 415: 3, 503: 14}
 
 
 def refusal(error: TailspanError, scope: Scope) -> Response:
     """The response that tells of the error, in the shape its endpoint promises."""
-    if scope["path"] == OTLP_PATH and scope["method"] == "POST":
+    if scope["path"].endswith(OTLP_PATH) and scope["method"] == "POST":
         status = Status(code=RPC_CODES.get(error.status, 2), message=str(error))
         return otlp(status, Headers(scope=scope).get("content-type"), error.status, error.headers)
     return JSONResponse(error.body(), error.status, error.headers)
@@ -68,6 +71,23 @@ def of_parameters(request: Request, error: Any) -> Response:
 def of_surprise(request: Request, error: Exception) -> Response:
     """500: a mistake of ours. The log has the traceback, the caller only learns that there is one."""
     return refusal(TailspanError("tailspan made a mistake; its log says more."), request.scope)
+
+
+class Answering(APIRoute):
+    """A route that tells of our errors itself, so that it does so in any app."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except TailspanError as error:
+                return of_tailspan(request, error)
+            except RequestValidationError as error:
+                return of_parameters(request, error)
+
+        return answer
 
 
 HANDLERS: Final = {

@@ -15,7 +15,7 @@ from tailspan.meaning import (
     SESSIONS,
     described,
 )
-from tailspan.query import METRICS, Aggregate, Question, Rows, Sessions
+from tailspan.query import METRICS, REQUEST, Aggregate, Question, Rows, Sessions
 from tailspan.span import Span
 from tailspan.zone import day_text, hour_text, offsets
 
@@ -99,6 +99,7 @@ FILTERS: Final = {
     "kind": "list_contains(${0}, kind)",
     "status": "list_contains(${0}, status::VARCHAR)",
 }
+ORDERED: Final = {"accesses", "deliberate_calls"}  # metrics that need to know what came before
 OF_PATH: Final = ("endpoint", "feature")  # what a row of `about` alone does not tell
 NEWEST_FIRST: Final = "ORDER BY start_ns DESC, trace_id DESC, span_id DESC"
 SPAN: Final = ", ".join(Span._fields)
@@ -113,7 +114,7 @@ class Compiled(NamedTuple):
 
 def rows(question: Rows) -> Compiled:
     """The columns of Span, as answered."""
-    source, where, values = _records(question, {"request"})
+    source, where, values = _records(question)
     values["limit"] = question.limit
     if question.after:
         where += " AND start_ns <= $after AND (start_ns, trace_id, span_id) < ($after, $after_trace, $after_span)"
@@ -133,7 +134,7 @@ def aggregate(question: Aggregate) -> Compiled:
         tables, values = _sessions(question)
         source, where = (tables, "session JOIN sitter USING (sitting)"), "true"
     else:
-        source, where, values = _records(question, {kind for name in question.metrics for kind in METRICS[name].kinds})
+        source, where, values = _records(question)
     keys = {name: f"k{number}" for number, name in enumerate(question.dimensions)}
     keys |= {name: f"m{number}" for number, name in enumerate(question.metrics)}
     columns = [f"{_column(name, question)} AS {keys[name]}" for name in question.dimensions]
@@ -167,20 +168,26 @@ def sessions(question: Sessions) -> Compiled:
     )
 
 
-def _records(question: Question, kinds: set[str]) -> tuple[tuple[str, str], str, dict[str, Any]]:
+def _records(question: Rows | Aggregate) -> tuple[tuple[str, str], str, dict[str, Any]]:
     """Tables and FROM, WHERE, and the values, of the requests and people's views that the question is about."""
-    named = {*question.names, *question.filters, *question.without, *question.known, *getattr(question, "metrics", ())}
+    metrics = set(question.metrics if isinstance(question, Aggregate) else ())
+    named = {*metrics, *question.names, *question.filters, *question.without, *question.known}
     tables, values = described(question)
-    values["kinds"] = sorted(kinds & question.kinds)
     conditions, later = _conditions(question, values)
     chosen = "described"
     if "first_seen" in named:
         tables += f", {FIRSTS}"
         chosen = "described LEFT JOIN debut USING (person)"
+    kinds = frozenset[str]().union(*(METRICS[name].kinds for name in metrics)) or REQUEST
+    values["kinds"] = sorted(kinds & question.kinds)
     conditions += ["list_contains($kinds, kind)", "(NOT viewed OR person IS NOT NULL)"]
+    if "feature" in named:
+        conditions.append("(viewed OR called)")
+    elif metrics and metrics <= ORDERED:
+        conditions.append("(paged OR called)")  # all that can count, and little among the polls
     tables += f", chosen AS MATERIALIZED (SELECT * FROM {chosen} WHERE {' AND '.join(conditions)})"
     source = JOINED.format("chosen")
-    if named & {"accesses", "deliberate_calls", "feature"}:
+    if named & {*ORDERED, "feature"}:
         tables += f", {LOADS}"
         source += IN_LOAD
         values["early"] = question.range.start_ns - LOOK_BACK

@@ -56,3 +56,18 @@ def hour_text(start_ns: int, offset_ns: int) -> str:
 def day_text(day: int) -> str:
     """The day with that number since 1970-01-01, as 2026-10-25."""
     return (date(1970, 1, 1) + timedelta(days=day)).isoformat()
+
+
+def days_of(zone: str, start_ns: int, end_ns: int) -> list[str]:
+    """Each local date that has a moment of [start_ns, end_ns)."""
+    spans = offsets(zone, start_ns, end_ns)
+    first = (start_ns + spans[0].offset_ns) // DAY_NS
+    last = (end_ns - 1 + spans[-1].offset_ns) // DAY_NS
+    return [day_text(day) for day in range(first, last + 1)]
+
+
+def day_range(zone: str, day: str) -> tuple[int, int]:
+    """The nanoseconds at which that local date begins and ends."""
+    where, first = ZoneInfo(zone), date.fromisoformat(day)
+    start, end = (datetime(one.year, one.month, one.day, tzinfo=where) for one in (first, first + timedelta(days=1)))
+    return int(start.timestamp()) * 10**9, int(end.timestamp()) * 10**9

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, overload
 
 from tailspan.query import Aggregate, Groups, Rows, Session, Sessions
-from tailspan.span import Span
+from tailspan.span import Device, Heartbeat, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +48,9 @@ class Store(Protocol):
 
     def state(self, now_ns: int) -> State:
         """Never raises for a store in trouble: that is the answer."""
+
+    def history(self) -> list[Device]:
+        """Whose each address was and since when, oldest first. Raises StoreError."""
+
+    def heartbeats(self, before_ns: int) -> list[Heartbeat]:
+        """All that began before then. Raises StoreError."""

@@ -1,0 +1,57 @@
+"""Who is using it now: the people of the last five minutes."""
+
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from tailspan.query import Rows, ending, nanoseconds
+from tailspan.reports import PERSON, Filters, Source, Sources, ago, iso
+from tailspan.span import Span
+
+ACTIVE_FOR: Final = timedelta(minutes=5)
+
+
+class ActiveUser(BaseModel):
+    email: str
+    device: str | None
+    last_seen: str
+    last_seen_at: str
+    current_page: str | None
+    full_name: str | None
+    service: str
+    device_guess: str | None
+
+
+class Active(BaseModel):
+    active_users: list[ActiveUser]
+    total_active: int
+    sources: list[Source]
+
+
+def active(of: Sources, params: Filters, now: datetime) -> Active:
+    """People with a page or `api` request in the last five minutes, latest first; exactly five minutes ago is over.
+
+    Polls do not count: an open tab is nobody. `current_page` is the newest page known among those requests.
+    """
+    window = ending(now, ACTIVE_FOR)
+    asked: dict[str, Any] = {"range": window, "labels": of.labels.read(), "newest_per": "person"}
+    asked["filters"] = {**params.as_filters(), "traffic": ("page", "api")}
+    newest = of.store.run(Rows(**asked, known=PERSON))
+    on_page = of.store.run(Rows(**asked, known=(*PERSON, "page")))
+    pages = {span.login: span.page for span in on_page}
+    users = [_active_user(span, pages.get(span.login), now) for span in newest]
+    return Active(active_users=users, total_active=len(users), sources=of.told(now))
+
+
+def _active_user(span: Span, page: str | None, now: datetime) -> ActiveUser:
+    return ActiveUser(
+        email=str(span.login),
+        device=span.device,
+        last_seen=ago((nanoseconds(now) - span.start_ns) / 1e9),
+        last_seen_at=iso(span.start_ns),
+        current_page=page,
+        full_name=span.full_name,
+        service=span.service,
+        device_guess=span.guess,
+    )

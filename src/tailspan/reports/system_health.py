@@ -1,0 +1,198 @@
+"""Whether services were up, how fast they answered and what failed."""
+
+import time
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, Field
+
+from tailspan.query import MAX_GROUPS, Aggregate, Range, ending, nanoseconds
+from tailspan.reports import PERSON, Filters, Source, Sources, ago, rounded
+from tailspan.uptime import Stretch, Uptime, by_service, total
+from tailspan.zone import day_range, days_of
+
+MOST: Final = 100  # endpoints at most
+SLOWEST: Final = 5
+HOUR_NS: Final = 3600 * 10**9
+TIMES: Final = ("requests", "mean_ms", "p50_ms", "p95_ms", "p99_ms", "max_ms")
+
+
+class SystemHealthParams(Filters):
+    days: Annotated[int, Field(ge=1, le=30, description="How far back, in days of 24 hours.")] = 7
+
+
+class ResponseTimes(BaseModel):
+    """Of people's `api` calls, in ms; null where no time is known."""
+
+    calls: int
+    mean_ms: float | None
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    max_ms: float | None
+
+
+class ErrorRate(BaseModel):
+    """Answers of 500 and more, as a share of all requests: 0 to 1."""
+
+    overall: float | None
+    by_endpoint: dict[str, float]
+
+
+class ServiceUptime(BaseModel):
+    """Hours of the window. The percentage is of up and down alone."""
+
+    service: str
+    environment: str | None
+    uptime_percentage: float | None
+    up_hours: float
+    down_hours: float
+    off_hours: float = Field(description="After a clean stop.")
+    host_off_hours: float = Field(description="The server was silent too.")
+    before_hours: float = Field(description="Before its first heartbeat ever.")
+
+
+class HealthOfDay(BaseModel):
+    day: str
+    uptime_percentage: float | None
+    requests: int
+    errors: int
+    error_rate: float | None
+    avg_api_response_ms: float | None
+
+
+class QueryTimes(BaseModel):
+    """How long the store took for the questions of this answer, in ms."""
+
+    mean_ms: float
+    max_ms: float
+
+
+class SystemHealth(BaseModel):
+    uptime_percentage: float | None = Field(description="Of the window; null without heartbeats.")
+    uptime_last_7d: str | None
+    uptime_by_service: list[ServiceUptime]
+    avg_api_response_ms: float | None = Field(description="Of people's `api` calls.")
+    api_response_times: dict[str, ResponseTimes]
+    slowest_endpoints: list[dict[str, str]] = Field(description="By p95: [{endpoint: p95}].")
+    error_rate: ErrorRate
+    data_freshness: str | None = Field(description="Age of the newest request; null where there is none.")
+    influxdb_status: str
+    influxdb_query_times: QueryTimes | None
+    store_status: str
+    store_query_times: QueryTimes
+    history: list[HealthOfDay]
+    zone: str
+    sources: list[Source]
+
+
+class _Timed:
+    """Asks the store, and keeps how long it took."""
+
+    def __init__(self, of: Sources, asked: dict[str, Any]) -> None:
+        self.of, self.asked, self.took_ms = of, asked, list[float]()
+
+    def groups(self, metrics: tuple[str, ...], *dimensions: str, **changed: Any) -> list[dict[str, Any]]:
+        start = time.perf_counter()
+        found = self.of.store.run(Aggregate(metrics=metrics, dimensions=dimensions, **{**self.asked, **changed}))
+        self.took_ms.append((time.perf_counter() - start) * 1e3)
+        return found.rows
+
+
+def system_health(of: Sources, params: SystemHealthParams, now: datetime) -> SystemHealth:
+    """Uptime by heartbeats, people's response times, errors of all requests, and each day of the window."""
+    labels, filters = of.labels.read(), params.as_filters()
+    window = ending(now, timedelta(days=params.days))
+    ask = _Timed(of, {"range": window, "labels": labels, "zone": labels.zone, "filters": filters, "limit": MAX_GROUPS})
+    calls = {"filters": {**filters, "traffic": ("api",)}, "known": PERSON}
+    [overall] = ask.groups(("error_rate", "requests"))
+    [mean] = ask.groups(("mean_ms",), **calls)
+    times = ask.groups(TIMES, "endpoint", **{**calls, "known": (*PERSON, "endpoint")}, limit=MOST)
+    errors = ask.groups(("requests", "error_rate"), "endpoint", known=("endpoint",), limit=MOST)
+    days = {group["day"]: group for group in ask.groups(("requests", "errors", "error_rate"), "day")}
+    means = {group["day"]: group["mean_ms"] for group in ask.groups(("mean_ms",), "day", **calls)}
+    lives = _lives(of, filters, window)
+    sources = of.told(now)
+    newest = of.store.state(nanoseconds(now)).newest_ns
+    return SystemHealth(
+        uptime_percentage=_percent(_sum(lives, window).share),
+        uptime_last_7d=_words(_sum(lives, ending(now, timedelta(days=7))).share),
+        uptime_by_service=[_service(*name, total(stretches, window)) for name, stretches in lives.items()],
+        avg_api_response_ms=rounded(mean["mean_ms"]),
+        api_response_times={group["endpoint"]: _times(group) for group in times},
+        slowest_endpoints=[
+            {group["endpoint"]: f"{group['p95_ms']:.0f}ms"}
+            for group in sorted(times, key=lambda group: (-(group["p95_ms"] or 0), group["endpoint"]))[:SLOWEST]
+            if group["p95_ms"] is not None
+        ],
+        error_rate=ErrorRate(
+            overall=overall["error_rate"], by_endpoint={group["endpoint"]: group["error_rate"] for group in errors}
+        ),
+        data_freshness=None if newest is None else ago((nanoseconds(now) - newest) / 1e9),
+        influxdb_status="not used",
+        influxdb_query_times=None,
+        store_status=sources[0].state,
+        store_query_times=QueryTimes(
+            mean_ms=round(sum(ask.took_ms) / len(ask.took_ms), 1), max_ms=round(max(ask.took_ms), 1)
+        ),
+        history=[
+            HealthOfDay(
+                day=day,
+                uptime_percentage=_percent(_sum(lives, _within(window, Range(*day_range(labels.zone, day)))).share),
+                requests=days.get(day, {}).get("requests", 0),
+                errors=days.get(day, {}).get("errors", 0),
+                error_rate=days.get(day, {}).get("error_rate"),
+                avg_api_response_ms=rounded(means.get(day)),
+            )
+            for day in days_of(labels.zone, *window)
+        ],
+        zone=labels.zone,
+        sources=sources,
+    )
+
+
+def _lives(
+    of: Sources, filters: dict[str, tuple[str, ...]], window: Range
+) -> dict[tuple[str, str | None], list[Stretch]]:
+    """The stretches of each service that is asked for; who used it and from where does not matter to these."""
+    services, environments = filters.get("service"), filters.get("environment")
+    return {
+        (service, environment): stretches
+        for (service, environment), stretches in by_service(of.store.heartbeats(window.end_ns), window.end_ns).items()
+        if (not services or service in services) and (not environments or environment in environments)
+    }
+
+
+def _sum(lives: dict[tuple[str, str | None], list[Stretch]], window: Range) -> Uptime:
+    """All services together."""
+    return total([stretch for stretches in lives.values() for stretch in stretches], window)
+
+
+def _within(window: Range, day: Range) -> Range:
+    return Range(max(window.start_ns, day.start_ns), min(window.end_ns, day.end_ns))
+
+
+def _service(service: str, environment: str | None, time: Uptime) -> ServiceUptime:
+    return ServiceUptime(
+        service=service,
+        environment=environment,
+        uptime_percentage=_percent(time.share),
+        up_hours=round(time.up / HOUR_NS, 3),
+        down_hours=round(time.down / HOUR_NS, 3),
+        off_hours=round(time.off / HOUR_NS, 3),
+        host_off_hours=round(time.host_off / HOUR_NS, 3),
+        before_hours=round(time.before / HOUR_NS, 3),
+    )
+
+
+def _times(group: dict[str, Any]) -> ResponseTimes:
+    return ResponseTimes(calls=group["requests"], **{name: rounded(group[name]) for name in TIMES[1:]})
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(share * 100, 3)
+
+
+def _words(share: float | None) -> str | None:
+    """As in "99.8%", rounded down: an outage never reads as 100%."""
+    return None if share is None else f"{int(share * 1000) / 10:.1f}%"
