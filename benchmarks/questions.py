@@ -46,7 +46,7 @@ QUESTIONS: Final = (
     "/analytics/query?metrics=deliberate_calls,people&dimensions=feature&days=30",
     "/analytics/query?metrics=sessions,session_time_s&dimensions=person&days=30",
     "/analytics/query?metrics=first_seen,last_seen&dimensions=person&days=7",
-    "/analytics/query?kind=sessions&days=30",
+    "/analytics/query?ask=sessions&days=30",
 )
 
 

@@ -1,8 +1,8 @@
 """What stored spans mean when a question is answered, in DuckDB's SQL: names, traffic, page loads, sessions.
 
 A request is a number, a time and a row of `about`. Nearly all meaning lies in the few thousand rows of `about`, so it
-is worked out there, once per question, and requests only meet the outcome by number. What needs the order of requests
-is first folded into slots of time, which is exact:
+is worked out there, into the table `described`, and requests only meet the outcome by number. What needs the order of
+requests is first folded into slots of time, which is exact:
 - in a slot of 30 minutes there is no gap of 30 minutes, so pauses show between slots' first and last requests;
 - a page load is a stretch of 5 seconds, so a call meets its stretch by tab and slot of 5 seconds, in a hash join.
 """
@@ -10,7 +10,6 @@ is first folded into slots of time, which is exact:
 from typing import Any, Final
 
 from tailspan.labels import Checker, Labels
-from tailspan.query import Question
 
 S: Final = 10**9
 PAUSE: Final = 30 * 60 * S  # from here on it is another session, and another page load
@@ -45,7 +44,7 @@ STRETCHES: Final = f"""
         FROM about LEFT JOIN stretch ON about.node_id IS NULL AND stretch.address = about.address)"""
 
 # `tab`: what page loads are told apart by. `sitting`: the same for sessions.
-DESCRIBED: Final = """
+DESCRIBED: Final = """,
     labelled AS (
         SELECT * EXCLUDE (traffic, page, card),
                CASE WHEN caller IN ('person', 'shared') THEN login END AS person,
@@ -56,7 +55,7 @@ DESCRIBED: Final = """
                coalesce($pages_to[list_position($pages, page)], page) AS page,
                coalesce($cards_to[list_position($cards, card)], card) AS card
         FROM (SELECT known.*, coalesce(present.node, own_node) AS node FROM known LEFT JOIN present USING (node_id))),
-    described AS MATERIALIZED (
+    described AS (
         SELECT *, kind = 'view' AS viewed,
                person IS NOT NULL AND kind = 'request' AND traffic = 'page' AS paged,
                person IS NOT NULL AND kind = 'request' AND traffic = 'api' AS called,
@@ -134,13 +133,10 @@ PAGES: Final = """,
 ENDS: Final = ", min(first_page) AS first_page, max(last_page) AS last_page"
 
 
-def described(question: Question) -> tuple[str, dict[str, Any]]:
-    """The tables up to `described`, and the values they need."""
-    labels = question.labels
+def describing(table: str, labels: Labels) -> tuple[str, dict[str, Any]]:
+    """What makes `table`: all rows of `about` as these labels and the history of devices have them."""
     checkers, values = _checkers(labels.checkers)
     values |= {
-        "start": question.range.start_ns,
-        "end": question.range.end_ns,
         "polls": list(labels.polls),
         **_table("pages", labels),
         **_table("cards", labels),
@@ -148,7 +144,10 @@ def described(question: Question) -> tuple[str, dict[str, Any]]:
         **_table("route_features", labels),
         **_table("page_features", labels),
     }
-    return f"WITH {STRETCHES}, {DESCRIBED.format(checker=checkers)}", values
+    return (
+        f"CREATE OR REPLACE TABLE {table} AS WITH {STRETCHES}{DESCRIBED.format(checker=checkers)} FROM described",
+        values,
+    )
 
 
 def _table(name: str, labels: Labels) -> dict[str, list[str]]:

@@ -1,4 +1,7 @@
-"""Questions in DuckDB's SQL. Identifiers come from the tables here alone; everything else is a value."""
+"""Questions in DuckDB's SQL, on a table that meaning.describing made.
+
+Identifiers come from the tables here alone; everything else is a value.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
@@ -13,7 +16,6 @@ from tailspan.meaning import (
     PAGES,
     PAUSE,
     SESSIONS,
-    described,
 )
 from tailspan.query import METRICS, REQUEST, Aggregate, Question, Rows, Sessions
 from tailspan.span import Span
@@ -112,9 +114,9 @@ class Compiled(NamedTuple):
     values: dict[str, Any]
 
 
-def rows(question: Rows) -> Compiled:
+def rows(question: Rows, described: str) -> Compiled:
     """The columns of Span, as answered."""
-    source, where, values = _records(question)
+    source, where, values = _records(question, described)
     values["limit"] = question.limit
     if question.after:
         where += " AND start_ns <= $after AND (start_ns, trace_id, span_id) < ($after, $after_trace, $after_span)"
@@ -128,13 +130,13 @@ def rows(question: Rows) -> Compiled:
     )
 
 
-def aggregate(question: Aggregate) -> Compiled:
+def aggregate(question: Aggregate, described: str) -> Compiled:
     """The dimensions, the metrics, and how many groups there are in all."""
     if question.asked == {"session"}:
-        tables, values = _sessions(question)
+        tables, values = _sessions(question, described)
         source, where = (tables, "session JOIN sitter USING (sitting)"), "true"
     else:
-        source, where, values = _records(question)
+        source, where, values = _records(question, described)
     keys = {name: f"k{number}" for number, name in enumerate(question.dimensions)}
     keys |= {name: f"m{number}" for number, name in enumerate(question.metrics)}
     columns = [f"{_column(name, question)} AS {keys[name]}" for name in question.dimensions]
@@ -147,9 +149,9 @@ def aggregate(question: Aggregate) -> Compiled:
     return Compiled(f"{source[0]} SELECT *, count(*) OVER () FROM ({groups}) ORDER BY {order} LIMIT $limit", values)
 
 
-def sessions(question: Sessions) -> Compiled:
+def sessions(question: Sessions, described: str) -> Compiled:
     """The columns of Session without the duration; a page comes with the ids it was chosen by."""
-    tables, values = _sessions(question, pages=True)
+    tables, values = _sessions(question, described, pages=True)
     values["limit"] = question.limit
     after = ""
     if question.after:
@@ -168,11 +170,11 @@ def sessions(question: Sessions) -> Compiled:
     )
 
 
-def _records(question: Rows | Aggregate) -> tuple[tuple[str, str], str, dict[str, Any]]:
+def _records(question: Rows | Aggregate, described: str) -> tuple[tuple[str, str], str, dict[str, Any]]:
     """Tables and FROM, WHERE, and the values, of the requests and people's views that the question is about."""
     metrics = set(question.metrics if isinstance(question, Aggregate) else ())
     named = {*metrics, *question.names, *question.filters, *question.without, *question.known}
-    tables, values = described(question)
+    tables, values = _described(question, described)
     conditions, later = _conditions(question, values)
     chosen = "described"
     if "first_seen" in named:
@@ -185,7 +187,7 @@ def _records(question: Rows | Aggregate) -> tuple[tuple[str, str], str, dict[str
         conditions.append("(viewed OR called)")
     elif metrics and metrics <= ORDERED:
         conditions.append("(paged OR called)")  # all that can count, and little among the polls
-    tables += f", chosen AS MATERIALIZED (SELECT * FROM {chosen} WHERE {' AND '.join(conditions)})"
+    tables += f", chosen AS (SELECT * FROM {chosen} WHERE {' AND '.join(conditions)})"
     source = JOINED.format("chosen")
     if named & {*ORDERED, "feature"}:
         tables += f", {LOADS}"
@@ -196,13 +198,18 @@ def _records(question: Rows | Aggregate) -> tuple[tuple[str, str], str, dict[str
     return (tables, source), " AND ".join(["start_ns >= $start", "start_ns < $end", *later]), values
 
 
-def _sessions(question: Question, *, pages: bool = False) -> tuple[str, dict[str, Any]]:
-    tables, values = described(question)
+def _sessions(question: Question, described: str, *, pages: bool = False) -> tuple[str, dict[str, Any]]:
+    tables, values = _described(question, described)
     values["early"] = question.range.start_ns - PAUSE
     conditions, later = _conditions(question, values)
     assert not later  # a session has neither endpoint nor feature
-    tables += f", chosen AS MATERIALIZED (SELECT * FROM described WHERE {' AND '.join([*conditions, 'active'])})"
+    tables += f", chosen AS (SELECT * FROM described WHERE {' AND '.join([*conditions, 'active'])})"
     return f"{tables}, {SESSIONS.format(pages=PAGES if pages else '', ends=ENDS if pages else '')}", values
+
+
+def _described(question: Question, described: str) -> tuple[str, dict[str, Any]]:
+    values = {"start": question.range.start_ns, "end": question.range.end_ns}
+    return f"WITH described AS (FROM {described})", values
 
 
 def _conditions(question: Question, values: dict[str, Any]) -> tuple[list[str], list[str]]:

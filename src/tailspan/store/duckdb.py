@@ -15,6 +15,8 @@ import duckdb
 
 from tailspan import sql
 from tailspan.errors import BusyError, LockedError, StoreError
+from tailspan.labels import Labels
+from tailspan.meaning import describing
 from tailspan.query import Aggregate, Groups, Rows, Session, Sessions
 from tailspan.span import ABOUT, OWN, OWN_SERVICE, Device, Heartbeat, Span
 from tailspan.store import ServiceState, State
@@ -99,19 +101,13 @@ BEAT: Final = (
     "unproven = excluded.unproven, dropped = excluded.dropped, open_requests = excluded.open_requests "
     "WHERE excluded.end_ns > heartbeat.end_ns"
 )
-SERVICES: Final = """
-    WITH requested AS (SELECT service, environment, max(start_ns) AS newest FROM span GROUP BY ALL),
-    beaten AS (
-        SELECT service, environment, max(end_ns) AS newest, arg_max(stopped, end_ns) AS stopped,
-               sum(forged) FILTER (end_ns > $since) AS forged, sum(unproven) FILTER (end_ns > $since) AS unproven,
-               sum(dropped) FILTER (end_ns > $since) AS dropped, arg_max(open_requests, end_ns) AS open_requests
-        FROM heartbeat GROUP BY ALL)
-    SELECT coalesce(requested.service, beaten.service) AS name, coalesce(requested.environment, beaten.environment),
-           requested.newest, beaten.newest, coalesce(stopped, false), coalesce(forged, 0)::BIGINT,
-           coalesce(unproven, 0)::BIGINT, coalesce(dropped, 0)::BIGINT, coalesce(open_requests, 0)
-    FROM requested FULL JOIN beaten
-      ON requested.service = beaten.service AND requested.environment IS NOT DISTINCT FROM beaten.environment
-    ORDER BY ALL"""
+NEWEST: Final = "SELECT service, environment, max(start_ns) FROM span WHERE kind = 'request' GROUP BY ALL"
+BEATEN: Final = """
+    SELECT service, environment, max(end_ns), arg_max(stopped, end_ns),
+           coalesce(sum(forged) FILTER (end_ns > $since), 0)::BIGINT,
+           coalesce(sum(unproven) FILTER (end_ns > $since), 0)::BIGINT,
+           coalesce(sum(dropped) FILTER (end_ns > $since), 0)::BIGINT, arg_max(open_requests, end_ns)
+    FROM heartbeat GROUP BY ALL"""
 
 SILENT: Final = "Heartbeats arrive, but no request yet: open a page of the service."
 EMPTY: Final = (
@@ -128,6 +124,11 @@ class DuckDB:
         self._writing = threading.Lock()
         self._known: dict[tuple[object, ...], int] = {}  # rows of `about` by content; guarded by _writing
         self._holders: dict[str, tuple[Identity, int]] | None = None  # address → whose, since when; guarded likewise
+        self._changed = False  # by what is being written
+        self._version = 0  # of `about` and `device`: counts what was committed
+        self._describing = threading.Lock()
+        self._described: tuple[int, Labels, str] | None = None
+        self._newest: dict[tuple[str, str | None], int] | None = None  # service, environment → newest request
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = duckdb.connect(str(path), config=OPTIONS)
@@ -136,6 +137,7 @@ class DuckDB:
         try:
             self._migrate()
             with self._read() as cursor:
+                cursor.execute("ATTACH ':memory:' AS meaning")
                 (self._last,) = _one(cursor.execute("SELECT coalesce(max(number), 0) FROM about"))
         except BaseException:
             self.close()
@@ -188,13 +190,15 @@ class DuckDB:
     def _write(self) -> Iterator[duckdb.DuckDBPyConnection]:
         try:
             with self._writing, self._connection.cursor() as cursor:
+                self._changed = False
                 cursor.begin()
                 try:
                     yield cursor
                     cursor.commit()
+                    self._version += self._changed
                 except BaseException:
                     self._known.clear()  # what it learned is undone
-                    self._holders = None
+                    self._holders = self._newest = None
                     with suppress(duckdb.Error):  # the first error is the one to tell
                         cursor.rollback()
                     raise
@@ -205,6 +209,12 @@ class DuckDB:
             ) from problem
 
     def _unreadable(self, problem: duckdb.Error) -> StoreError:
+        if isinstance(problem, duckdb.OutOfMemoryException):
+            return StoreError(
+                "The question needs more memory than the store may use.",
+                rule=f"It may use {OPTIONS['memory_limit']}.",
+                fix="Ask for a shorter range, or for fewer percentiles or dimensions at once.",
+            )
         return StoreError(
             f"The database {self.path} cannot be read: {_first_line(problem)}",
             value=str(self.path),
@@ -223,8 +233,17 @@ class DuckDB:
             columns["number"] = self._numbers(cursor, [span.about for span in fresh])
             bounds = {"first": min(columns["start_ns"]), "last": max(columns["start_ns"])}
             written = int(_one(cursor.execute(INSERT, columns | bounds))[0])
+            self._note_newest(fresh)
             self._remember(cursor, _sightings(fresh))
             return written
+
+    def _note_newest(self, spans: Iterable[Span]) -> None:
+        newest = self._newest
+        if newest is not None:
+            for span in spans:
+                name = span.service, span.environment
+                if span.kind == "request" and span.start_ns > newest.get(name, 0):
+                    newest[name] = span.start_ns
 
     def _remember(self, cursor: duckdb.DuckDBPyConnection, sightings: "dict[tuple[str, Identity], int]") -> None:
         """Brings the history up to date where these spans, by their first time, are not as the newest entry says."""
@@ -237,6 +256,7 @@ class DuckDB:
             if (holder := self._holders.get(address, nobody))[0] != identity or first_ns < holder[1]
         }
         if moved:
+            self._changed = True
             cursor.execute("DELETE FROM device WHERE seen AND list_contains($1, address)", [list(moved)])
             cursor.execute(HISTORY, {"every": False, "addresses": list(moved)})
             self._holders = _holders(cursor)
@@ -244,6 +264,7 @@ class DuckDB:
     def learn(self, devices: Iterable[Device]) -> None:
         """Adds to the history of whose an address was; replaces an entry of the same address and begin."""
         with self._write() as cursor:
+            self._changed = True
             for device in devices:
                 key = [device.address, device.from_ns]
                 cursor.execute("DELETE FROM device WHERE NOT seen AND address = ? AND from_ns = ?", key)
@@ -273,6 +294,7 @@ class DuckDB:
                 number = new[about] = self._last
             numbers.append(number)
         if new:
+            self._changed = True
             rows = [(number, *about) for about, number in new.items()]
             cursor.execute(INSERT_ABOUT, _columns(("number", *ABOUT), rows))
             if len(self._known) > MAX_KNOWN:
@@ -284,6 +306,7 @@ class DuckDB:
         """Deletes what began (a heartbeat: ended) before then, and counts the requests of that. Raises BusyError."""
         with self._write() as cursor:
             self._known.clear()  # its rows may be deleted now
+            self._newest = None
             cursor.execute("DELETE FROM heartbeat WHERE end_ns < ?", [before_ns])
             (deleted,) = _one(cursor.execute("DELETE FROM request WHERE start_ns < ?", [before_ns]))
             if deleted:
@@ -297,17 +320,33 @@ class DuckDB:
     @overload
     def run(self, query: Aggregate) -> Groups: ...
     def run(self, query: Rows | Sessions | Aggregate) -> list[Span] | list[Session] | Groups:
+        described = self._describe(query.labels)
         if isinstance(query, Rows):
-            return list(map(Span._make, self._fetch(sql.rows(query))))
+            return list(map(Span._make, self._fetch(sql.rows(query, described))))
         if isinstance(query, Sessions):
-            return [_session(row) for row in self._fetch(sql.sessions(query))]
-        found = self._fetch(sql.aggregate(query))
+            return [_session(row) for row in self._fetch(sql.sessions(query, described))]
+        found = self._fetch(sql.aggregate(query, described))
         names = (*query.dimensions, *query.metrics)
         rows = [dict(zip(names, row[:-1], strict=True)) for row in found]
         for name in sql.SHOWN.keys() & set(query.dimensions):
             for row in rows:
                 row[name] = sql.SHOWN[name](row[name])
         return Groups(rows, found[0][-1] - len(found) if found else 0)
+
+    def _describe(self, labels: Labels) -> str:
+        """The table of what `about` means by these labels, made anew when either changed.
+
+        The one before stays for whoever asks it at this moment.
+        """
+        with self._describing:
+            if self._described is None or self._described[:2] != (self._version, labels):
+                version = self._version
+                former = self._described and self._described[2]
+                table = "meaning.one" if former == "meaning.other" else "meaning.other"
+                with self._read() as cursor:
+                    cursor.execute(*describing(table, labels))
+                self._described = version, labels, table
+            return self._described[2]
 
     def _fetch(self, compiled: sql.Compiled) -> list[tuple[Any, ...]]:
         with self._read() as cursor:
@@ -316,10 +355,12 @@ class DuckDB:
     def state(self, now_ns: int) -> State:
         try:
             with self._read() as cursor:
-                found = cursor.execute(SERVICES, {"since": now_ns - DAY_NS}).fetchall()
+                if self._newest is None:
+                    self._newest = {tuple(name): at for *name, at in cursor.execute(NEWEST).fetchall()}
+                beaten = cursor.execute(BEATEN, {"since": now_ns - DAY_NS}).fetchall()
         except StoreError as problem:
             return State("store", "unreadable", str(problem))
-        services = tuple(ServiceState(*row) for row in found)
+        services = _services(dict(self._newest), {(row[0], row[1]): row[2:] for row in beaten})
         others = [service for service in services if service.service != OWN_SERVICE]
         newest = max((service.last_request_ns for service in others if service.last_request_ns), default=None)
         if newest is not None:
@@ -339,6 +380,14 @@ def _sightings(spans: Iterable[Span]) -> "dict[tuple[str, Identity], int]":
 
 def _holders(cursor: duckdb.DuckDBPyConnection) -> "dict[str, tuple[Identity, int]]":
     return {address: (tuple(identity), from_ns) for address, *identity, from_ns in cursor.execute(HOLDERS).fetchall()}
+
+
+def _services(
+    newest: dict[tuple[str, str | None], int], beaten: dict[tuple[str, str | None], tuple[Any, ...]]
+) -> tuple[ServiceState, ...]:
+    silent = (None, False, 0, 0, 0, 0)
+    names = sorted(newest.keys() | beaten.keys(), key=lambda name: (name[0], name[1] is None, name[1] or ""))
+    return tuple(ServiceState(*name, newest.get(name), *beaten.get(name, silent)) for name in names)
 
 
 def _session(row: tuple[Any, ...]) -> Session:
