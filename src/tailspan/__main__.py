@@ -105,6 +105,48 @@ def logs(
 
 
 @app.command()
+def query(
+    metrics: Annotated[str | None, typer.Argument(help="Comma separated, as in requests,people.")] = None,
+    by: Annotated[str | None, typer.Option(help="Dimensions, comma separated, as in day,service.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="FILTER=VALUE,… or !FILTER=VALUE,… to leave out.")] = None,
+    rows: Annotated[str | None, typer.Option("--list", help="rows or sessions in place of metrics.")] = None,
+    order: Annotated[str | None, typer.Option(help="Metrics or dimensions; -name for descending.")] = None,
+    hours: Annotated[int | None, typer.Option(help="How far back.")] = None,
+    days: Annotated[int | None, typer.Option(help="Likewise, in days of 24 hours.")] = None,
+    start: Annotated[str | None, typer.Option(help="A local date, or a time with offset.")] = None,
+    end: Annotated[str | None, typer.Option(help="Likewise; not included.")] = None,
+    zone: Annotated[str | None, typer.Option(help="IANA name.")] = None,
+    limit: Annotated[int, typer.Option(help="At most this many rows.")] = 20,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="The rows as CSV.")] = False,
+) -> None:
+    """Any question: metrics by dimensions, or a list of requests or sessions.
+
+    \b
+    tailspan query requests,people --by day --days 30
+    tailspan query p95_ms --by endpoint --where traffic=api --where '!service=staging'
+    tailspan query --list sessions --where user=ana@example.com --csv
+    """
+    filters: dict[str, str] = {}
+    for entry in where or ():
+        name, _, value = entry.partition("=")
+        filters[name] = f"{filters[name]},{value}" if name in filters else value
+    wanted = {"metrics": metrics, "dimensions": by, "order": order, "hours": hours, "days": days, "limit": limit}
+    wanted |= {"start": start, "end": end, "zone": zone, "ask": rows}
+    if as_csv:
+        return print(request("/analytics/query", **wanted, **filters, format="csv").text, end="")
+    answer = ask("/analytics/query", **wanted, **filters)
+    if as_json:
+        return print(json.dumps(answer, indent=2, ensure_ascii=False))
+    asked, found = answer["question"], answer["rows"]
+    columns = tuple(found[0]) if found else (*asked["dimensions"], *asked["metrics"])
+    left = f", {answer['more']} more" if answer["more"] else ""
+    title = f"{asked['start']} to {asked['end']}{left}"
+    show(title, columns, [tuple(row[column] for column in columns) for row in found])
+    complain(answer["sources"])
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Walks from a service's environment to an answer, and names the link that is broken and its fix.
 
@@ -144,22 +186,36 @@ def connect(settings: Settings) -> httpx.Client:
 
 def ask(path: str, **parameters: object) -> dict[str, Any]:
     """The server's answer. Raises Unanswered, and for a wrong parameter typer.BadParameter."""
+    return dict(_content(request(path, **parameters)))
+
+
+def request(path: str, **parameters: object) -> httpx.Response:
+    """The server's response to a question it answers. Raises as `ask`."""
     settings = Settings.read()
+    given = {key: str(value) for key, value in parameters.items() if value is not None}
     with connect(settings) as client:
         try:
-            answer = client.get(
-                path, params={key: str(value) for key, value in parameters.items() if value is not None}
-            )
-            content = answer.json()
-        except (httpx.TransportError, ValueError) as problem:
-            raise Unanswered(f"No tailspan answers at {settings.server}: {problem}. Run: tailspan doctor") from None
-    if answer.is_success:
-        return dict(content)
-    error = content.get("error", {})
+            response = client.get(path, params=given)
+        except httpx.TransportError as problem:
+            raise _nobody(settings.server, problem) from None
+    if response.is_success:
+        return response
+    error = _content(response).get("error", {})
     message = " ".join(str(error[key]) for key in ("message", "rule", "fix") if key in error)
-    if answer.status_code == 422:
+    if response.status_code == 422:
         raise typer.BadParameter(message)
-    raise Unanswered(message or f"{settings.server} answered {answer.status_code}. Run: tailspan doctor")
+    raise Unanswered(message or f"{settings.server} answered {response.status_code}. Run: tailspan doctor")
+
+
+def _content(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError as problem:
+        raise _nobody(str(response.url.copy_with(raw_path=b"/")).rstrip("/"), problem) from None
+
+
+def _nobody(server: str, problem: Exception) -> Unanswered:
+    return Unanswered(f"No tailspan answers at {server}: {problem}. Run: tailspan doctor")
 
 
 def show(title: str, columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:

@@ -6,13 +6,14 @@ from importlib.metadata import version
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
 
 from tailspan import reports
 from tailspan.errors import QuestionError
 from tailspan.inbox import Counts, Inbox
 from tailspan.reports import Sources
-from tailspan.reports.access_logs import AccessLogs, AccessLogsParams, access_logs
+from tailspan.reports.access_logs import AccessLogs, AccessLogsParams, access_logs, log
 from tailspan.reports.active import Active, active
 from tailspan.reports.dashboard_usage import DashboardUsage, DashboardUsageParams, dashboard_usage
 from tailspan.reports.query import Answer, Asked, answer, as_csv, asked_by, documented
@@ -36,6 +37,10 @@ REFUSAL: dict[int | str, dict[str, Any]] = {
         },
     },
     503: {"description": "The store cannot answer; the error says why and what to do"},
+}
+EXPORT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}},
+    **REFUSAL,
 }
 CSV: dict[str, Any] = {"content": {"text/csv": {"schema": {"type": "string"}}}}
 SOURCES_EXAMPLE = [
@@ -113,6 +118,11 @@ class Health(BaseModel):
     sources: list[reports.Source]
 
 
+class Forgotten(BaseModel):
+    login: str
+    requests: int = Field(description="How many requests and views were deleted.")
+
+
 def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
     """Everything under /analytics/, for any app: it tells of errors itself. `clock` gives a question's now, in UTC."""
     routes = APIRouter(prefix="/analytics", route_class=Answering)
@@ -146,6 +156,17 @@ def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
     def post_query(request: Request, asked: Asked) -> Answer:
         """The same question as JSON, where values may hold commas."""
         return _formatted(request, lambda _: answer(of, asked, clock()))
+
+    @routes.get("/people/{login}", response_class=StreamingResponse, responses=EXPORT)
+    def export(login: str) -> StreamingResponse:
+        """Everything kept of a person, oldest first: a request or view a line, as JSON."""
+        spans = (f"{log(span).model_dump_json()}\n" for span in of.store.export(login))
+        return StreamingResponse(spans, media_type="application/x-ndjson")
+
+    @routes.delete("/people/{login}", responses=REFUSAL)
+    def forget(login: str) -> Forgotten:
+        """Deletes everything kept of a person, for good."""
+        return Forgotten(login=login, requests=of.store.forget(login))
 
     return routes
 

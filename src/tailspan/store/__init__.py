@@ -1,5 +1,6 @@
 """Where answers come from: the seam that every store fills."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, overload
 
@@ -54,3 +55,9 @@ class Store(Protocol):
 
     def heartbeats(self, before_ns: int) -> list[Heartbeat]:
         """All that began before then. Raises StoreError."""
+
+    def export(self, login: str) -> Iterator[Span]:
+        """Everything kept of that login, oldest first. Raises StoreError."""
+
+    def forget(self, login: str) -> int:
+        """Deletes everything kept of that login, and counts the requests and views of that. Raises StoreError."""

@@ -70,6 +70,7 @@ MIGRATIONS: Final = (
     """,
 )
 WITH_HISTORY: Final = 2  # the migration that brought `device`
+EXPORTED_AT_ONCE: Final = 1000
 MAX_KNOWN: Final = 20_000  # rows of `about` remembered, some 10 MB at most; after that it starts anew
 
 INSERT: Final = (
@@ -276,6 +277,26 @@ class DuckDB:
         with self._read() as cursor:
             found = cursor.execute(f"SELECT {columns} FROM device ORDER BY from_ns, address").fetchall()  # noqa: S608
         return list(map(Device._make, found))
+
+    def export(self, login: str) -> Iterator[Span]:
+        """Everything kept of that login, as answered without labels; oldest first. Raises StoreError."""
+        described = self._describe(Labels())
+        with self._read() as cursor:
+            found = cursor.execute(*sql.of_login(login, described))
+            while rows := found.fetchmany(EXPORTED_AT_ONCE):
+                yield from map(Span._make, rows)
+
+    def forget(self, login: str) -> int:
+        """Deletes everything kept of that login, and counts the requests and views of that. Raises BusyError."""
+        described = self._describe(Labels())
+        with self._write() as cursor:
+            self._changed = True
+            (deleted,) = _one(cursor.execute(*sql.forgetting(login, described)))
+            cursor.execute("DELETE FROM device WHERE login = ?", [login])
+            cursor.execute("DELETE FROM about WHERE number NOT IN (SELECT number FROM request)")
+            self._known.clear()
+            self._holders = self._newest = None
+            return int(deleted)
 
     def heartbeats(self, before_ns: int) -> list[Heartbeat]:
         """All that began before then, by their start."""
