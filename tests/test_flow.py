@@ -13,8 +13,9 @@ import pytest
 
 from tailspan.demo.localapi import LocalAPI
 from tailspan.demo.visitors import EVA, FORGED, HOST, LEO, LINUX, Visitor
-from tailspan.reports import Filters
-from tailspan.reports import active as active_at
+from tailspan.labels import LabelsFile
+from tailspan.reports import Filters, Sources
+from tailspan.reports.active import active as active_at
 from tailspan.store.duckdb import DuckDB
 from tests.conftest import Launch, Program
 
@@ -101,7 +102,7 @@ def test_an_open_tab_that_polls_was_last_seen_at_its_last_call_that_was_no_poll(
     assert (flow.service.end()[0], flow.server.end()[0]) == (0, 0)
     with closing(DuckDB(flow.database)) as store:
         shortly_before, then = (
-            active_at(store, Filters(), last_seen + timedelta(minutes=5) + moment).active_users
+            active_at(Sources(store, LabelsFile()), Filters(), last_seen + timedelta(minutes=5) + moment).active_users
             for moment in (timedelta(seconds=-1), timedelta(milliseconds=1))
         )
     assert ([user.email for user in shortly_before], then) == (["eva@example.com"], [])

@@ -67,7 +67,7 @@ DESCRIBED: Final = """,
                CASE WHEN person IS NOT NULL THEN dense_rank() OVER (ORDER BY person, service, environment) END
                    AS sitting,
                coalesce($card_features_to[list_position($card_features, card)],
-                        $route_features_to[list_position($route_features, route)],
+                        CASE WHEN NOT viewed THEN $route_features_to[list_position($route_features, route)] END,
                         $page_features_to[list_position($page_features, page)],
                         CASE WHEN viewed THEN card ELSE route END) AS feature
         FROM labelled)"""

@@ -194,7 +194,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows(Question):
-    """Requests themselves, newest first: at most `limit` after `after`, or of each `newest_per` the newest one."""
+    """Requests themselves, newest first: at most `limit` after `after`, or of each `newest_per` the newest one.
+
+    Views likewise, where the filter `kind` names them.
+    """
 
     limit: int = MAX_ROWS
     after: Position | None = None
@@ -202,11 +205,16 @@ class Rows(Question):
 
     @property
     def asked(self) -> frozenset[Kind]:
-        return REQUEST
+        """Views only where they are asked for by name."""
+        return RECORD if "kind" in self.filters else REQUEST
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.newest_per,) if self.newest_per else ()
 
     def __post_init__(self) -> None:
+        _check(self.names, DIMENSIONS, "dimension")
         Question.__post_init__(self)
-        _check((self.newest_per,) if self.newest_per else (), DIMENSIONS, "dimension")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from tailspan.meaning import (
     PAUSE,
     SESSIONS,
 )
-from tailspan.query import METRICS, REQUEST, Aggregate, Question, Rows, Sessions
+from tailspan.query import METRICS, Aggregate, Question, Rows, Sessions
 from tailspan.span import Span
 from tailspan.zone import day_text, hour_text, offsets
 
@@ -64,7 +64,7 @@ VALUES: Final = {
     "last_seen": Metric("max(start_ns)", "count(*)"),
     "first_seen": Metric("max(first_ns)", "count(person)"),
     "sessions": Metric("count(*)", "count(*)"),
-    "session_time_s": Metric("sum(end_ns - start_ns) / 1e9", "count(*)"),
+    "session_time_s": Metric("coalesce(sum(end_ns - start_ns), 0) / 1e9", "count(*)"),
 }
 STATUS_CLASS: Final = "CASE WHEN status IS NOT NULL THEN status // 100 || 'xx' END"
 FEATURE: Final = f"CASE WHEN feature IS NULL AND NOT viewed THEN {TEMPLATED} ELSE feature END"
@@ -103,6 +103,7 @@ FILTERS: Final = {
     "kind": "list_contains(${0}, kind)",
     "status": "list_contains(${0}, status::VARCHAR)",
 }
+OF_TIME: Final = {"hour_of_day", "weekday", "hour", "day"}
 ORDERED: Final = {"accesses", "deliberate_calls"}  # metrics that need to know what came before
 OF_PATH: Final = ("endpoint", "feature")  # what a row of `about` alone does not tell
 NEWEST_FIRST: Final = "ORDER BY start_ns DESC, trace_id DESC, span_id DESC"
@@ -194,7 +195,7 @@ def _records(question: Rows | Aggregate, described: str) -> tuple[tuple[str, str
     if "first_seen" in named:
         tables += f", {FIRSTS}"
         chosen = "described LEFT JOIN debut USING (person)"
-    kinds = frozenset[str]().union(*(METRICS[name].kinds for name in metrics)) or REQUEST
+    kinds = frozenset[str]().union(*(METRICS[name].kinds for name in metrics)) or question.asked
     values["kinds"] = sorted(kinds & question.kinds)
     conditions += ["list_contains($kinds, kind)", "(NOT viewed OR person IS NOT NULL)"]
     if "feature" in named:
@@ -234,7 +235,7 @@ def _conditions(question: Question, values: dict[str, Any]) -> tuple[list[str], 
             key = f"{'with' if given is question.filters else 'without'}_{name}"
             values[key] = list(wanted)
             conditions[name in OF_PATH].append(form.format(FILTERS[name].replace("{0}", key)))
-    for name in question.known:
+    for name in set(question.known) - OF_TIME:  # a time is always known
         conditions[name in OF_PATH].append(f"{COLUMNS[name]} IS NOT NULL")
     return conditions
 

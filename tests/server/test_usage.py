@@ -268,3 +268,11 @@ def test_without_a_request_nothing_is_zero_that_is_not_known(client: TestClient)
     assert (answer["error_rate"], answer["store_status"]) == ({"overall": None, "by_endpoint": {}}, "no data yet")
     usage = get(client, "dashboard-usage", days=1)
     assert (usage["summary"]["avg_session_duration_min"], usage["sources"][0]["state"]) == (None, "no data yet")
+
+
+def test_who_looked_at_a_card_is_active_on_its_page(client: TestClient) -> None:
+    client.post("/v1/traces", json=export(span(1, CALL, ago=200), span(2, POLL, ago=1)))
+    store: Any = client.app.state.inbox._store  # type: ignore[attr-defined]
+    store.write([view(3, "Sistema", ago=100), view(4, "Sistema", ago=90, login=None)])
+    [user] = get(client, "active")["active_users"]
+    assert (user["last_seen"], user["current_page"]) == ("1 min ago", "/dashboard")

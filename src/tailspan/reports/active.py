@@ -30,18 +30,24 @@ class Active(BaseModel):
 
 
 def active(of: Sources, params: Filters, now: datetime) -> Active:
-    """People with a page or `api` request in the last five minutes, latest first; exactly five minutes ago is over.
+    """People with a page, `api` call or view in the last five minutes, latest first; exactly five minutes ago is over.
 
-    Polls do not count: an open tab is nobody. `current_page` is the newest page known among those requests.
+    Polls do not count: an open tab is nobody. `current_page` is the newest page known among these.
     """
-    window = ending(now, ACTIVE_FOR)
-    asked: dict[str, Any] = {"range": window, "labels": of.labels.read(), "newest_per": "person"}
-    asked["filters"] = {**params.as_filters(), "traffic": ("page", "api")}
-    newest = of.store.run(Rows(**asked, known=PERSON))
-    on_page = of.store.run(Rows(**asked, known=(*PERSON, "page")))
-    pages = {span.login: span.page for span in on_page}
-    users = [_active_user(span, pages.get(span.login), now) for span in newest]
+    newest = {span.login: span for span in _newest(of, params, now, *PERSON)}
+    pages = {span.login: span.page for span in _newest(of, params, now, *PERSON, "page")}
+    users = [_active_user(span, pages.get(login), now) for login, span in newest.items()]
+    users.sort(key=lambda user: user.last_seen_at, reverse=True)
     return Active(active_users=users, total_active=len(users), sources=of.told(now))
+
+
+def _newest(of: Sources, params: Filters, now: datetime, *known: str) -> list[Span]:
+    """The newest activity of each person, with these known; the oldest first, so that the newest of two stays."""
+    asked: dict[str, Any] = {"range": ending(now, ACTIVE_FOR), "labels": of.labels.read(), "newest_per": "person"}
+    filters = params.as_filters()
+    called = of.store.run(Rows(**asked, filters={**filters, "traffic": ("page", "api")}, known=known))
+    viewed = of.store.run(Rows(**asked, filters={**filters, "kind": ("view",)}, known=known))
+    return sorted([*called, *viewed], key=lambda span: span.start_ns)
 
 
 def _active_user(span: Span, page: str | None, now: datetime) -> ActiveUser:
