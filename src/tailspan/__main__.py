@@ -219,7 +219,8 @@ def _nobody(server: str, problem: Exception) -> Unanswered:
 
 
 def show(title: str, columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
-    table = Table(title=escape(title), title_justify="left", box=None, header_style="bold")
+    out.print(f"[italic]{escape(title)}[/italic]", highlight=False)  # a table's own title is as narrow as the table
+    table = Table(box=None, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == "time")
     for row in rows:

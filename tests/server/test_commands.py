@@ -172,6 +172,35 @@ def test_active_and_logs_show_who_device_page_and_speed(start: Start) -> None:
     assert "\x1b" not in active.stdout + logs.stdout
 
 
+def test_query_asks_anything_as_table_json_or_csv(start: Start) -> None:
+    server = start()
+    server.deliver(span(1, ago=20), span(2, ago=10), span(3, LEO, ago=5))
+    question = (
+        "query",
+        "requests",
+        "--by",
+        "person",
+        "--where",
+        "service=dashboard",
+        "--where",
+        "!user=eva@example.com",
+    )
+    table = run(*question, TAILSPAN_URL=server.url)
+    assert [line.split() for line in table.stdout.splitlines()[1:]] == [
+        ["person", "requests"],
+        ["ana@example.com", "2"],
+        ["leo@example.com", "1"],
+    ]
+    answer = json.loads(run(*question, "--json", TAILSPAN_URL=server.url).stdout)
+    assert answer["question"]["without"] == {"user": ["eva@example.com"]}
+    csv = run(*question, "--limit", "1", "--csv", TAILSPAN_URL=server.url).stdout
+    assert csv.splitlines() == ["person,requests", "ana@example.com,2"]
+    visits = run("query", "--list", "sessions", "--csv", TAILSPAN_URL=server.url).stdout.splitlines()
+    assert [line.partition(",")[0] for line in visits] == ["person", "leo@example.com", "ana@example.com"]
+    wrong = run("query", "request", TAILSPAN_URL=server.url)
+    assert (wrong.returncode, "Did you mean 'requests'?" in wrong.stderr) == (2, True)
+
+
 def test_an_answer_without_its_source_says_so_beside_the_table(start: Start) -> None:
     asked = run("active", TAILSPAN_URL=start().url)
     assert asked.returncode == 0
