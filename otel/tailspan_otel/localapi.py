@@ -5,6 +5,7 @@ address with a port holds tailscaled's lock for 180 ms: an address is asked abou
 """
 
 import os
+import socket
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -53,9 +54,9 @@ def node_of(answer: dict[str, Any]) -> Node:
 class LocalAPI:
     """Each method raises NoAnswer where tailscaled gives none within a quarter of a second."""
 
-    def __init__(self, socket: str) -> None:
-        self._socket = socket
-        if os.path.exists(socket):
+    def __init__(self, path: str) -> None:
+        self._socket = path
+        if os.path.exists(path):
             _ = self._client  # made while the service starts, not while its first visitor waits to be named
 
     def whois(self, address: str) -> Node | None:
@@ -70,12 +71,14 @@ class LocalAPI:
         """Whether tailscaled runs without a TUN device."""
         try:
             return self._get("status", peers="false").json()["TUN"] is False
-        except (ValueError, KeyError, TypeError) as problem:
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise NoAnswer(f"{self._socket} answers no status: {problem!r}") from problem
 
     def _get(self, question: str, **parameters: str) -> "httpx.Response":
         try:
-            os.stat(self._socket)  # a failed connect would leave its file descriptor to the garbage collector
+            with socket.socket(socket.AF_UNIX) as probe:  # httpx leaves a failed connect to the garbage collector
+                probe.settimeout(TIMEOUT_S)
+                probe.connect(self._socket)
             return self._client.get(f"/localapi/v0/{question}", params=parameters)
         except (OSError, self._errors) as problem:
             raise NoAnswer(f"{self._socket}: {problem}") from problem

@@ -73,7 +73,7 @@ class Whois:
     def wait(self, address: str, seconds: float) -> Node | None:
         """Who has the address, as far as it is known within `seconds`. Not for the request's path."""
         known, node = self.peek(address)
-        if known or seconds <= 0:
+        if known or seconds <= 0 or address not in self._asked:
             return node
         with self._news:
             self._news.wait_for(lambda: address not in self._asked, seconds)
