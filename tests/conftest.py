@@ -9,8 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import pytest
+from hypothesis import settings
 
 DEADLINE_S: Final = 120.0
+
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault
+settings.load_profile("unhurried")
 
 
 class Program:
