@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import pytest
@@ -53,16 +54,24 @@ class Program:
 Launch = Callable[..., Program]
 
 
-@pytest.fixture
-def launch() -> Iterator[Launch]:
-    """`launch("tailspan", "serve", TAILSPAN_LISTEN="127.0.0.1:0")`: a Program, which the test need not end."""
+@contextmanager
+def launching() -> Iterator[Launch]:
+    """`launch("tailspan", "serve", TAILSPAN_LISTEN="127.0.0.1:0")`: a Program, which nobody need end."""
     programs: list[Program] = []
 
     def begin(*command: object, **settings: str) -> Program:
         programs.append(Program(*command, **settings))
         return programs[-1]
 
-    yield begin
-    for program in reversed(programs):
-        program.process.kill()
-        program.ended()
+    try:
+        yield begin
+    finally:
+        for program in reversed(programs):
+            program.process.kill()
+            program.ended()
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    with launching() as begin:
+        yield begin
