@@ -232,6 +232,15 @@ def test_system_health_history_tells_times_errors_and_uptime(client: TestClient)
     }
 
 
+def test_data_freshness_is_of_the_service_that_is_asked_for(client: TestClient) -> None:
+    client.post("/v1/traces", json=export(span(1, ago=3 * HOUR), service="quiet"))
+    client.post("/v1/traces", json=export(span(2, ago=60), service="busy"))
+    services = {"": "1 min ago", "quiet": "3 h ago", "busy": "1 min ago", "unheard-of": None}
+    for service, age in services.items():
+        asked = {"service": service} if service else {}
+        assert get(client, "system-health-history", **asked)["data_freshness"] == age
+
+
 def _day(day: str, *values: float | None) -> dict[str, Any]:
     names = ("uptime_percentage", "requests", "errors", "error_rate", "avg_api_response_ms")
     return {"day": day, **dict(zip(names, values, strict=True))}

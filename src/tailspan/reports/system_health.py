@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from tailspan.query import MAX_GROUPS, Aggregate, Range, ending, nanoseconds
 from tailspan.reports import PERSON, Filters, Source, Sources, ago, rounded
+from tailspan.span import OWN_SERVICE
 from tailspan.uptime import Stretch, Uptime, by_service, total
 from tailspan.zone import day_range, days_of
 
@@ -76,7 +77,7 @@ class SystemHealth(BaseModel):
     api_response_times: dict[str, ResponseTimes] = Field(description=f"Of the {MOST} endpoints with the most calls.")
     slowest_endpoints: list[dict[str, str]] = Field(description="By p95: [{endpoint: p95}].")
     error_rate: ErrorRate
-    data_freshness: str | None = Field(description="Age of the newest request; null where there is none.")
+    data_freshness: str | None = Field(description="Age of the service's newest request; null where there is none.")
     influxdb_status: str
     influxdb_query_times: QueryTimes | None
     store_status: str
@@ -115,7 +116,7 @@ def system_health(of: Sources, params: SystemHealthParams, now: datetime) -> Sys
     means = {group["day"]: group["mean_ms"] for group in ask.groups(("mean_ms",), "day", **calls)}
     lives = _lives(of, filters, window)
     sources = of.told(now)
-    newest = of.store.state(nanoseconds(now)).newest_ns
+    newest = _newest(of, filters, now)
     return SystemHealth(
         uptime_percentage=_percent(_sum(lives, window).share),
         uptime_last_7d=_words(_sum(lives, ending(now, timedelta(days=7))).share),
@@ -155,12 +156,27 @@ def _lives(
     of: Sources, filters: dict[str, tuple[str, ...]], window: Range
 ) -> dict[tuple[str, str | None], list[Stretch]]:
     """The stretches of each service that is asked for; who used it and from where does not matter to these."""
+    lives = by_service(of.store.heartbeats(window.end_ns), window.end_ns)
+    return {name: stretches for name, stretches in lives.items() if _asked_for(filters, *name)}
+
+
+def _newest(of: Sources, filters: dict[str, tuple[str, ...]], now: datetime) -> int | None:
+    """When the newest request of the services that are asked for began, in ns; those of the server itself aside."""
+    return max(
+        (
+            state.last_request_ns
+            for state in of.store.state(nanoseconds(now)).services
+            if state.last_request_ns is not None
+            and state.service != OWN_SERVICE
+            and _asked_for(filters, state.service, state.environment)
+        ),
+        default=None,
+    )
+
+
+def _asked_for(filters: dict[str, tuple[str, ...]], service: str, environment: str | None) -> bool:
     services, environments = filters.get("service"), filters.get("environment")
-    return {
-        (service, environment): stretches
-        for (service, environment), stretches in by_service(of.store.heartbeats(window.end_ns), window.end_ns).items()
-        if (not services or service in services) and (not environments or environment in environments)
-    }
+    return (not services or service in services) and (not environments or environment in environments)
 
 
 def _sum(lives: dict[tuple[str, str | None], list[Stretch]], window: Range) -> Uptime:
