@@ -148,7 +148,7 @@ class Visited:
 
     def wait(self) -> None:
         deadline = time.monotonic() + 5
-        while not self.logs or len(self.logs) < len(REQUESTS) or not self.stopped():
+        while len(self.logs) < len(REQUESTS) or not self.stopped():
             assert time.monotonic() < deadline, self.logs
             self.logs = self.client.get("/analytics/access-logs?service=factory").json()["logs"]
 
