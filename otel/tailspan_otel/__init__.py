@@ -20,7 +20,7 @@ from tailspan_otel.identity import LOOPBACK, Network
 from tailspan_otel.middleware import Capture
 from tailspan_otel.recorder import Recorder
 
-__all__ = ["instrument"]
+__all__ = ["instrument", "service_name"]
 
 SOCKET = "/var/run/tailscale/tailscaled.sock"
 
@@ -74,6 +74,11 @@ def _userspace() -> bool | None:
     if value not in ("", "true", "false"):
         raise ValueError(f"TAILSPAN_USERSPACE={value!r}: must be true or false")
     return None if value == "" else value == "true"
+
+
+def service_name(app: Any) -> str:
+    """What the spans of the app name it: `OTEL_SERVICE_NAME`, else its title."""
+    return str(_resource(app).attributes["service.name"])
 
 
 def _resource(app: Any) -> Resource:
