@@ -10,7 +10,7 @@ from typing import Final
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.types import Receive, Scope, Send
-from tailspan_otel import instrument
+from tailspan_otel import instrument, service_name
 
 from tailspan.access import Guard
 from tailspan.config import Settings
@@ -18,6 +18,7 @@ from tailspan.endpoints import mounted, server
 from tailspan.errors import StoreError
 from tailspan.inbox import Inbox, OwnSpans
 from tailspan.labels import LabelsFile
+from tailspan.openapi import Document
 from tailspan.query import nanoseconds
 from tailspan.reports import Sources
 from tailspan.respond import HANDLERS
@@ -53,14 +54,17 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
     """The same answers in a FastAPI app of your own, under /analytics/; spans come in at /analytics/v1/traces.
 
     Opens the database now and closes it when the app ends. `config` is read from the environment by default. Who may
-    ask is as with `tailspan serve`: a process of this machine, or the token. Raises SettingError, StoreError.
+    ask is as with `tailspan serve`: a process of this machine, or the token. Features of the app's own service are
+    called as its OpenAPI document does, unless the settings name them. Raises SettingError, StoreError.
     """
     settings = config or Settings.read()
     store = DuckDB(settings.db)
+    labels = LabelsFile(settings.settings)
     guard = Guard(_nothing, settings)
 
     @asynccontextmanager
-    async def lifespan(app: object) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        labels.documents.own = Document(service_name(app), "The OpenAPI document of this app", app.openapi)
         async with _purging(store, settings.retention_days, clock):
             yield
         store.close()
@@ -69,7 +73,7 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
         guard.check(request.scope, request.headers)
 
     routes = APIRouter(lifespan=lifespan, dependencies=[Depends(check)])
-    routes.include_router(mounted(Sources(store, LabelsFile(settings.settings)), Inbox(store, clock), clock))
+    routes.include_router(mounted(Sources(store, labels), Inbox(store, clock), clock))
     return routes
 
 

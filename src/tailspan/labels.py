@@ -8,13 +8,14 @@ import re
 import threading
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal
 from zoneinfo import ZoneInfo
 
 from tailspan.errors import SettingError
+from tailspan.openapi import URL, Documents, Summaries
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Checker:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The tables of one settings file."""
+    """The tables of one settings file, and what the OpenAPI documents say that it names."""
 
     zone: str = "UTC"  # IANA name: in which days and hours are told unless a question names another
     pages: Mapping[str, str] = field(default_factory=dict)  # page as stored → page it counts as
@@ -39,35 +40,41 @@ class Labels:
     page_features: Mapping[str, str] = field(default_factory=dict)  # page → feature
     polls: tuple[str, ...] = ()  # endpoints whose calls are polls
     checkers: tuple[Checker, ...] = ()  # whose requests are health checks
+    openapi: Mapping[str, str] = field(default_factory=dict)  # service → path or URL of its OpenAPI document
+    summaries: Summaries = field(default_factory=dict)  # what those documents say
 
 
 class LabelsFile:
-    """Follows a settings file. Without a path there are no labels, and nothing is wrong with that."""
+    """Follows a settings file and OpenAPI documents. Without a path nothing has a label, and nothing is wrong."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.state: Literal["ok", "ignored"] = "ok"
         self.message = f"The settings {path} are read." if path else "No settings file: TAILSPAN_SETTINGS names one."
+        self.documents = Documents()
         self._labels = Labels()
         self._stamp: tuple[int, int] | None = None
         self._reading = threading.Lock()
 
     def read(self) -> Labels:
-        """The newest good content. Never raises: `state` and `message` say what is wrong with the file."""
-        if self.path is None:
-            return self._labels
+        """The newest good content. Never raises: `state` and `message`, also of `documents`, say what is wrong."""
         with self._reading:
-            try:
-                stat = self.path.stat()
-                if (stamp := (stat.st_mtime_ns, stat.st_size)) != self._stamp:
-                    self._labels = parse(self.path.read_text("utf-8"), str(self.path))
-                    self._stamp = stamp
-                self.state, self.message = "ok", f"The settings {self.path} are read."
-            except (OSError, UnicodeDecodeError) as problem:
-                self._ignore(f"{self.path} cannot be read: {problem}.")
-            except SettingError as problem:
-                self._ignore(str(problem))
-            return self._labels
+            if self.path:
+                self._follow(self.path)
+            folder = self.path.parent if self.path else Path()
+            return replace(self._labels, summaries=self.documents.read(self._labels.openapi, folder))
+
+    def _follow(self, path: Path) -> None:
+        try:
+            stat = path.stat()
+            if (stamp := (stat.st_mtime_ns, stat.st_size)) != self._stamp:
+                self._labels = parse(path.read_text("utf-8"), str(path))
+                self._stamp = stamp
+            self.state, self.message = "ok", f"The settings {path} are read."
+        except (OSError, UnicodeDecodeError) as problem:
+            self._ignore(f"{path} cannot be read: {problem}.")
+        except SettingError as problem:
+            self._ignore(str(problem))
 
     def _ignore(self, why: str) -> None:
         self.state, self.message = "ignored", f"{why} Until then its last good content holds."
@@ -92,6 +99,7 @@ def parse(text: str, name: str = "settings.toml") -> Labels:
         page_features=where.names(features, "pages", "features.pages"),
         polls=where.polls(content),
         checkers=where.checkers(content),
+        openapi=where.documents(content),
     )
 
 
@@ -102,6 +110,7 @@ TABLES: Final = {
     "cards": "card as recorded = its name",
     "features": "tables routes, pages and cards: what = name of the feature",
     "checkers": "list of tables: whose requests are health checks",
+    "openapi": "service = path (from this file) or URL of its OpenAPI document, in JSON",
 }
 FEATURES: Final = {"routes": "route = feature", "pages": "page = feature", "cards": "card's name = feature"}
 CHECKERS: Final = {
@@ -166,6 +175,13 @@ class _Where:
                 if not isinstance(value, str) or not value:
                     raise self.wrong(key, value, "It is a text that is not empty.")
         return tuple(Checker(**entry) for entry in entries)
+
+    def documents(self, content: Mapping[str, Any]) -> dict[str, str]:
+        table = self.names(content, "openapi")
+        for service, place in table.items():
+            if "://" in place and not place.startswith(URL):
+                raise self.wrong(service, place, "It is a path, or a URL that begins with http:// or https://.")
+        return table
 
 
 def is_zone(name: object) -> bool:

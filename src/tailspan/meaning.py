@@ -43,7 +43,8 @@ STRETCHES: Final = f"""
                CASE WHEN named THEN stretch.source ELSE about.identity_source END AS identity_source
         FROM about LEFT JOIN stretch ON about.node_id IS NULL AND stretch.address = about.address)"""
 
-# `tab`: what page loads are told apart by. `sitting`: the same for sessions.
+# `tab`: what page loads are told apart by. `sitting`: the same for sessions. A document names `/files/{path:path}`
+# without the converter.
 DESCRIBED: Final = """,
     labelled AS (
         SELECT * EXCLUDE (traffic, page, card),
@@ -55,8 +56,13 @@ DESCRIBED: Final = """,
                coalesce($pages_to[list_position($pages, page)], page) AS page,
                coalesce($cards_to[list_position($cards, card)], card) AS card
         FROM (SELECT known.*, coalesce(present.node, own_node) AS node FROM known LEFT JOIN present USING (node_id))),
+    documented AS (
+        SELECT unnest($documented_services::VARCHAR[]) AS of_service,
+               unnest($documented_methods::VARCHAR[]) AS of_method,
+               unnest($documented_routes::VARCHAR[]) AS of_route,
+               unnest($summaries::VARCHAR[]) AS summary),
     described AS (
-        SELECT *, kind = 'view' AS viewed,
+        SELECT labelled.*, kind = 'view' AS viewed,
                person IS NOT NULL AND kind = 'request' AND traffic = 'page' AS paged,
                person IS NOT NULL AND kind = 'request' AND traffic = 'api' AS called,
                person IS NOT NULL AND (viewed OR traffic IN ('page', 'api')) AS active,
@@ -69,8 +75,9 @@ DESCRIBED: Final = """,
                coalesce($card_features_to[list_position($card_features, card)],
                         CASE WHEN NOT viewed THEN $route_features_to[list_position($route_features, route)] END,
                         $page_features_to[list_position($page_features, page)],
-                        CASE WHEN viewed THEN card ELSE route END) AS feature
-        FROM labelled)"""
+                        CASE WHEN viewed THEN card ELSE coalesce(summary, route) END) AS feature
+        FROM labelled LEFT JOIN documented ON of_service = service AND of_method = method
+             AND of_route = regexp_replace(route, '[{{](\\w+):\\w+[}}]', '{{\\1}}', 'g'))"""
 
 JOINED: Final = "request JOIN {0} ON request.number = {0}.number AND start_ns >= from_ns AND start_ns < until_ns"
 DESCRIBED_REQUEST: Final = JOINED.format("described")
@@ -138,6 +145,10 @@ def describing(table: str, labels: Labels) -> tuple[str, dict[str, Any]]:
     checkers, values = _checkers(labels.checkers)
     values |= {
         "polls": list(labels.polls),
+        "documented_services": [service for service, _, _ in labels.summaries],
+        "documented_methods": [method for _, method, _ in labels.summaries],
+        "documented_routes": [route for _, _, route in labels.summaries],
+        "summaries": list(labels.summaries.values()),
         **_table("pages", labels),
         **_table("cards", labels),
         **_table("card_features", labels),

@@ -4,6 +4,7 @@ Written from the definitions and not from any store's queries. All of it is a fu
 history, the settings' tables and the question; sums are whole nanoseconds, divided once at the end.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
@@ -173,12 +174,22 @@ def is_activity(span: Span) -> bool:
 
 
 def feature(span: Span, labels: Labels) -> str | None:
-    """ "a table in the settings (route, page or card → name) …; else the route"; cards go by their mapped name."""
+    """ "a table in the settings (route, page or card → name) …; else the route's OpenAPI summary, else the route"
+
+    Cards go by their mapped name.
+    """
     if span.kind == "view":
         named, own = labels.card_features.get(span.card or ""), span.card
     else:
-        named, own = labels.route_features.get(span.route or ""), span.route or (span.path and templated(span.path))
+        named, own = labels.route_features.get(span.route or ""), summary(span, labels) or span.route
+        own = own or (span.path and templated(span.path))
     return named or labels.page_features.get(span.page or "") or own
+
+
+def summary(span: Span, labels: Labels) -> str | None:
+    """What the service's document calls the operation; it has `/files/{path:path}` as `/files/{path}`."""
+    route = re.sub(r"{(\w+):\w+}", r"{\1}", span.route or "")
+    return labels.summaries.get((span.service, span.method, route))
 
 
 def first_seen(login: str | None, spans: Iterable[Span]) -> int | None:

@@ -38,12 +38,13 @@ PEOPLE: Final = ("ana@example.com", "leo@example.com", "Émile@example.com")
 NODES: Final = (("n1", "laptop"), ("n1", "renamed"), ("n2", "phone"), ("n3", None), ("n4", "laptop"))
 ADDRESSES: Final = ("100.64.0.1", "100.64.0.2")
 PAGES: Final = ("/dashboard", "/static/index.html", "/insights/{id}")
-ROUTES: Final = ("/dashboard", "/prices/{id}", "/optimize")
+ROUTES: Final = ("/dashboard", "/prices/{id}", "/optimize", "/files/{path:path}")
 PATHS: Final = ("/dashboard", "/prices/7", "/optimize", "/nowhere/12/0123456789abcdef")
 CARDS: Final = ("Sistema", "Precios")
 VARIANTS: Final = ("wide", "narrow")
 SERVICES: Final = ("dashboard", "heating")
 FEATURES: Final = ("Prices", "Home", "System")
+DOCUMENTED: Final = ("/optimize", "/prices/{id}", "/files/{path}")  # as their OpenAPI document has them
 VALUES_OF: Final[Mapping[str, Sequence[str]]] = {
     **VALUES,
     "user": PEOPLE,
@@ -52,7 +53,7 @@ VALUES_OF: Final[Mapping[str, Sequence[str]]] = {
     "environment": ("prod", "test"),
     "route": ROUTES,
     "endpoint": (*ROUTES, *PATHS),
-    "feature": (*FEATURES, *ROUTES, *CARDS),
+    "feature": (*FEATURES, *ROUTES, *CARDS, "Get Files", "Save Dashboard"),
     "page": PAGES,
     "card": (*CARDS, "System card"),
     "variant": VARIANTS,
@@ -209,6 +210,11 @@ labels: Final = st.just(Labels()) | st.builds(
     card_features=tables((*CARDS, "System card"), FEATURES),
     route_features=tables(ROUTES, FEATURES),
     page_features=tables(PAGES, FEATURES),
+    summaries=st.dictionaries(
+        st.tuples(*map(st.sampled_from, (SERVICES, VALUES_OF["method"], DOCUMENTED))),
+        st.sampled_from((*FEATURES, "Get Files")),
+        max_size=4,
+    ),
     polls=st.lists(st.sampled_from((*ROUTES, *PATHS)), max_size=2, unique=True).map(tuple),
     checkers=st.lists(
         st.fixed_dictionaries(

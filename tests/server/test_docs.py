@@ -46,6 +46,7 @@ def test_each_entry_of_the_settings_file_is_documented_and_the_example_is_one() 
     labels = parse(meaning.partition("```toml\n")[2].partition("```")[0])
     assert (labels.zone, labels.polls, len(labels.checkers)) == ("Europe/Madrid", ("/status",), 1)
     assert all((labels.pages, labels.cards, labels.card_features, labels.route_features, labels.page_features))
+    assert labels.openapi == {"dashboard": "http://127.0.0.1:8000/openapi.json", "heating": "heating.json"}
 
 
 def test_each_key_of_the_environment_is_documented() -> None:

@@ -1,5 +1,6 @@
 """The definitions, each by example on the plain-Python reference; then the store, held to the reference."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -317,15 +318,25 @@ def test_pages_are_mapped_by_the_settings_when_asked() -> None:
     assert [s.page for s in found] == ["/dashboard", "/dashboard", None]
 
 
-def test_a_feature_is_named_by_card_then_route_then_page_and_else_by_itself() -> None:
+def test_a_feature_is_named_by_card_then_route_then_page_then_document_and_else_by_itself() -> None:
     named = Labels(
-        card_features={"Sistema": "System"}, route_features={"/prices/{id}": "Prices"}, page_features={"/": "Home"}
+        card_features={"Sistema": "System"},
+        route_features={"/prices/{id}": "Prices"},
+        page_features={"/": "Home"},
+        summaries={
+            ("dashboard", "GET", "/prices/{id}"): "Get Prices",
+            ("dashboard", "GET", "/files/{path}"): "Get Files",
+            ("heating", "GET", "/other"): "Another service's",
+            ("dashboard", "POST", "/other"): "Another method's",
+        },
     )
     spans = [
         at(0),
         at(1, route="/other", page="/"),
         at(2, route="/other"),
         at(3, route=None),
+        at(3, route="/files/{path:path}"),
+        at(3, route="/files/{path:path}", page="/"),
         at(4, kind="view", card="Sistema", page="/"),
         at(5, kind="view", card="Precios", page="/"),
         at(6, kind="view", card="Precios"),
@@ -335,6 +346,8 @@ def test_a_feature_is_named_by_card_then_route_then_page_and_else_by_itself() ->
         "Home",
         "/other",
         "/prices/{id}",
+        "Get Files",
+        "Home",
         "System",
         "Home",
         "Precios",
@@ -483,7 +496,20 @@ LABELS: Final = Labels(
     page_features={"/insights/{id}": "Insights"},
     polls=("/optimize",),
     checkers=(Checker(user_agent="Kuma", node="n2"),),
+    openapi={"dashboard": "dashboard.json"},
+    summaries={
+        ("dashboard", "GET", "/files/{path}"): "Get Files",
+        ("dashboard", "POST", "/dashboard"): "Save Dashboard",
+        ("dashboard", "GET", "/prices/{id}"): "Get Prices",
+    },
 )
+DOCUMENT: Final = {
+    "paths": {
+        "/files/{path}": {"get": {"summary": "Get Files"}},
+        "/prices/{id}": {"get": {"summary": "Get Prices"}},
+        "/dashboard": {"get": {"description": "without a summary"}, "post": {"summary": "Save Dashboard"}},
+    }
+}
 WORLD: Final = rich_world()
 COMMON: Final[Mapping[str, Any]] = {
     "range": Range(WORLD[20].start_ns, WORLD[-1].start_ns),
@@ -518,6 +544,11 @@ def test_each_metric_is_right_in_all_and_by_each_dimension_it_has(metric: str, s
     walk = [*asked(metric), *(query for name in DIMENSIONS for query in asked(metric, dimensions=(name,)))]
     assert len(walk) > 7
     assert [(query, store.run(query)) for query in walk] == [(query, expected(query)) for query in walk]
+
+
+def test_the_world_has_features_by_each_kind_of_name() -> None:
+    found = {row["feature"] for row in expected(*asked("deliberate_calls", dimensions=("feature",))).rows}
+    assert found >= {"Prices", "Save Dashboard", "/files/{path:path}", "/nowhere/{id}/{id}"}
 
 
 @pytest.mark.parametrize("how", ["filters", "without"])
@@ -568,6 +599,8 @@ checkers = [{ user_agent = "Kuma", node = "n2" }]
 "/prices/{id}" = "Prices"
 [features.pages]
 "/insights/{id}" = "Insights"
+[openapi]
+dashboard = "dashboard.json"
 """
 NOW: Final = datetime.fromtimestamp(WORLD[-1].start_ns // SECOND - 60, UTC)
 
@@ -583,6 +616,7 @@ def test_reports_are_as_the_definitions_say(
     held.write(WORLD)
     held.close()
     (tmp_path / "settings.toml").write_text(SETTINGS)
+    (tmp_path / "dashboard.json").write_text(json.dumps(DOCUMENT))
     asked = Question(
         range=ending(NOW, timedelta(days=1)),
         zone="Europe/Madrid",

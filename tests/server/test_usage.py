@@ -127,8 +127,8 @@ def test_a_broken_settings_file_is_told_and_the_last_good_content_holds(serving:
     told = broken["sources"][1]
     assert (told["name"], told["state"]) == ("settings", "ignored")
     assert told["message"] == (
-        f"{file}, line 10: pagse is {{}}. An entry here is one of: zone, polls, pages, cards, features, checkers. "
-        "Did you mean 'pages'? Until then its last good content holds."
+        f"{file}, line 10: pagse is {{}}. An entry here is one of: zone, polls, pages, cards, features, checkers, "
+        "openapi. Did you mean 'pages'? Until then its last good content holds."
     )
     assert gone["sources"][1]["state"] == "ignored"
     assert broken["top_features"] == gone["top_features"] == good["top_features"]
@@ -149,6 +149,8 @@ def test_a_broken_settings_file_is_told_and_the_last_good_content_holds(serving:
         ),
         ("[[checkers]]\nuser_agent = ''", "line 2: user_agent is ''. It is a text that is not empty."),
         ("checkers = [{}]", "line 1: checkers is [{}]. Each is a table [[checkers]]"),
+        ("[openapi]\ndashboard = 'ftp://host/a'", "line 2: dashboard is 'ftp://host/a'. It is a path, or a URL"),
+        ("[openapi]\ndashboard = 1", "line 2: dashboard is 1. Each entry of [openapi] is a text that is not empty."),
         ("a = = 1", "is no TOML: Invalid value (at line 1, column 5)."),
     ],
 )

@@ -28,11 +28,14 @@ class Sources:
     labels: LabelsFile
 
     def told(self, now: datetime) -> "list[Source]":
-        """The state of each, for the answer. Of a settings file only where there should be one."""
+        """The state of each, for the answer. Of settings and OpenAPI documents only where there should be some."""
         told = [_source(self.store.state(nanoseconds(now)))]
+        self.labels.read()
         if self.labels.path:
-            self.labels.read()
             told.append(Source(name="settings", state=self.labels.state, message=self.labels.message, newest=None))
+        for document in self.labels.documents:
+            name = f"openapi {document.service}"
+            told.append(Source(name=name, state=document.state, message=document.message, newest=None))
         return told
 
 
