@@ -17,6 +17,7 @@ from opentelemetry.trace import SpanKind
 from tailspan_otel.asgi import ASGIApp, Message, Receive, Scope, Send
 from tailspan_otel.recorder import Recorder
 from tailspan_otel.request import Request
+from tailspan_otel.traffic import DELIVERY_PATH
 
 FINAL: Final = frozenset(("http.response.body", "websocket.http.response.body", "http.response.pathsend"))
 
@@ -34,7 +35,8 @@ class Capture:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._lifespan(scope, receive, send)
-        if "tailspan" in scope or (begun := self._begin(scope)) is None:
+        # a delivery's own span would be delivered too, and so on without end where the app keeps its spans itself
+        if "tailspan" in scope or scope["path"] == DELIVERY_PATH or (begun := self._begin(scope)) is None:
             return await self.app(scope, receive, send)
         request, inner = begun
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 AGENT_PATH: Final = "/analytics/mcp"
 OWN_PATH: Final = "/analytics/"
+DELIVERY_PATH: Final = "/analytics/v1/traces"
 HEALTH_PREFIXES: Final = ("/health", "/ready")
 HEALTH_PATHS: Final = frozenset(("/livez", "/ping", "/metrics"))
 ASSET_ENDING: Final = re.compile(

@@ -154,6 +154,15 @@ def test_a_request_becomes_one_span_with_its_caller(kept: Kept) -> None:
     }
 
 
+def test_a_delivery_to_the_router_in_the_app_makes_no_span_to_deliver(kept: Kept) -> None:
+    app = dashboard()
+    instrument(app, exporter=kept)
+    with TestClient(app) as client:
+        for path in ("/analytics/v1/traces", "/analytics/active"):
+            client.post(path)
+    assert [request["url.path"] for request in kept.requests()] == ["/analytics/active"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "route", "status", "error", "traffic", "page"),
     [
