@@ -45,6 +45,7 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._stopping: threading.Event | None = None
         self.open.clear()
+        self.base = self.counts()  # when the last hour's last beat was sent
 
     def start(self) -> None:
         """Starts beating in this process, at once; does nothing where it beats already."""
@@ -63,23 +64,23 @@ class Heartbeat:
             stopping, self._stopping = self._stopping, None
         if stopping is not None:
             stopping.set()
-            self._beat(time.time_ns(), stopped=True)
+            self._beat(time.time_ns(), last=True, stopped=True)
 
     def _run(self, stopping: threading.Event) -> None:
         while not stopping.is_set():
             now = time.time_ns()
-            self._beat(now)
-            if now - self._start >= HOUR_NS:
+            over = now - self._start >= HOUR_NS
+            self._beat(now, last=over)
+            if over:
                 self._begin(now)
             stopping.wait(BEAT_S)
 
     def _begin(self, now: int) -> None:
         self._start = now
-        self._base = self.counts()
         self.context = SpanContext(IDS.generate_trace_id(), IDS.generate_span_id(), False, SAMPLED)
 
-    def _beat(self, now: int, *, stopped: bool = False) -> None:
-        self._put(_Beat(self, self.context, self._start, now, self._base, stopped))
+    def _beat(self, now: int, *, last: bool, stopped: bool = False) -> None:
+        self._put(_Beat(self, self.context, self._start, now, last, stopped))
 
     def counts(self) -> tuple[int, int, int]:
         """Forged, unproven and lost, since the process started."""
@@ -97,11 +98,14 @@ class _Beat:
     context: SpanContext
     start_ns: int
     now_ns: int
-    base: tuple[int, int, int]
+    last: bool  # of its hour: what is counted from here on is the next one's
     stopped: bool
 
     def span(self) -> ReadableSpan:
-        forged, unproven, dropped = map(sub, self.heartbeat.counts(), self.base)
+        counts = self.heartbeat.counts()
+        forged, unproven, dropped = map(sub, counts, self.heartbeat.base)
+        if self.last:
+            self.heartbeat.base = counts
         return ReadableSpan(
             "heartbeat",
             self.context,
