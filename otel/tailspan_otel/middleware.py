@@ -50,7 +50,7 @@ class Capture:
         token = context.attach(inner)
         try:
             await self.app(scope, receive, observed)
-        except BaseException as error:
+        except BaseException as error:  # a cancelled request is recorded too; raised on untouched
             request.end(error)
             raise
         finally:

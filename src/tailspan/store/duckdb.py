@@ -140,7 +140,7 @@ class DuckDB:
             with self._read() as cursor:
                 cursor.execute("ATTACH ':memory:' AS meaning")
                 (self._last,) = _one(cursor.execute("SELECT coalesce(max(number), 0) FROM about"))
-        except BaseException:
+        except BaseException:  # whatever it was, the file must not stay locked
             self.close()
             raise
 
@@ -197,7 +197,7 @@ class DuckDB:
                     yield cursor
                     cursor.commit()
                     self._version += self._changed
-                except BaseException:
+                except BaseException:  # Ctrl-C in the middle of a transaction undoes it too
                     self._known.clear()  # what it learned is undone
                     self._holders = self._newest = None
                     with suppress(duckdb.Error):  # the first error is the one to tell
