@@ -1,4 +1,4 @@
-"""The settings: `TAILSPAN_*` of the environment, read once, at the edge."""
+"""The settings: `TAILSPAN_*` and `INFLUXDB_V2_*` of the environment, read once, at the edge."""
 
 import logging
 import os
@@ -19,6 +19,17 @@ log = logging.getLogger("tailspan")
 
 
 @dataclass(frozen=True, slots=True)
+class InfluxDB:
+    """Where the collector writes and the answers come from: influxdb-client's own settings, and the bucket."""
+
+    url: str  # INFLUXDB_V2_URL
+    token: str = field(repr=False)  # INFLUXDB_V2_TOKEN, or INFLUXDB_V2_TOKEN_FILE: reads and deletes
+    org: str = "tailspan"  # INFLUXDB_V2_ORG
+    bucket: str = "requests"  # INFLUXDB_V2_BUCKET
+    timeout_ms: int = 30_000  # INFLUXDB_V2_TIMEOUT: for one question
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything an owner may decide. Each field is the setting `TAILSPAN_<FIELD>`, unless it says otherwise."""
 
@@ -31,6 +42,8 @@ class Settings:
     userspace: bool | None = None  # tailscaled runs without a TUN device; None: ask it
     url: str = ""  # where the commands find the server: a URL or "unix:/path"; else where it listens
     ts_socket: Path = Path("/var/run/tailscale/tailscaled.sock")  # TS_SOCKET: tailscaled's own
+    influxdb: InfluxDB | None = None  # INFLUXDB_V2_*; None: the database file is the store
+    collector_metrics: str = ""  # URL of the collector's own metrics, where one stands before the store
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -48,6 +61,7 @@ class Settings:
             )
         if environ.get("TS_SOCKET"):
             values["ts_socket"] = Path(environ["TS_SOCKET"])
+        values["influxdb"] = _influxdb({key: value.strip() for key, value in environ.items() if value.strip()})
         return cls(**values)  # type: ignore[arg-type]  # READERS has the type of each
 
     @property
@@ -65,6 +79,23 @@ class Settings:
     def server(self) -> str:
         """Where the commands find the server: a URL without a slash at its end, or "unix:/path"."""
         return self.url or (self.listen if self.unix_path else f"http://{self.listen}")
+
+
+def _influxdb(given: Mapping[str, str]) -> InfluxDB | None:
+    if "INFLUXDB_V2_URL" not in given:
+        return None
+    found: dict[str, str | int] = {"url": _url("INFLUXDB_V2_URL", given["INFLUXDB_V2_URL"])}
+    if "INFLUXDB_V2_TOKEN_FILE" in given:
+        found["token"] = _content("INFLUXDB_V2_TOKEN_FILE", given["INFLUXDB_V2_TOKEN_FILE"])
+    elif "INFLUXDB_V2_TOKEN" in given:
+        found["token"] = given["INFLUXDB_V2_TOKEN"]
+    else:
+        fix = "Make the bucket and its tokens: tailspan setup influxdb"
+        raise SettingError("INFLUXDB_V2_URL is set, and INFLUXDB_V2_TOKEN is not.", fix=fix)
+    found |= {name: given[key] for name in ("org", "bucket") if (key := f"INFLUXDB_V2_{name.upper()}") in given}
+    if "INFLUXDB_V2_TIMEOUT" in given:
+        found["timeout_ms"] = _number("INFLUXDB_V2_TIMEOUT", given["INFLUXDB_V2_TIMEOUT"], "milliseconds", 600_000)
+    return InfluxDB(**found)  # type: ignore[arg-type]  # each has its field's type
 
 
 def is_loopback(host: str) -> bool:
@@ -99,10 +130,10 @@ def _content(key: str, value: str) -> str:
         raise SettingError(f"{key} is {value!r}: {problem}.", value=value, rule="It is a readable file.") from problem
 
 
-def _days(key: str, value: str) -> int:
-    if value.isdecimal() and 1 <= int(value) <= 36500:
+def _number(key: str, value: str, unit: str, most: int) -> int:
+    if value.isdecimal() and 1 <= int(value) <= most:
         return int(value)
-    raise SettingError(f"{key} is {value!r}.", value=value, rule="It is a whole number of days, 1 to 36500.")
+    raise SettingError(f"{key} is {value!r}.", value=value, rule=f"It is a whole number of {unit}, 1 to {most}.")
 
 
 def _flag(key: str, value: str) -> bool:
@@ -125,11 +156,15 @@ READERS: Final = {
     "TAILSPAN_ALLOWED_HOSTS": lambda key, value: tuple(
         name.strip().lower() for name in value.split(",") if name.strip()
     ),
-    "TAILSPAN_RETENTION_DAYS": _days,
+    "TAILSPAN_RETENTION_DAYS": lambda key, value: _number(key, value, "days", 36500),
     "TAILSPAN_SETTINGS": lambda key, value: Path(value).expanduser(),
     "TAILSPAN_USERSPACE": _flag,
     "TAILSPAN_URL": _url,
+    "TAILSPAN_COLLECTOR_METRICS": _url,
 }
 # read by the middleware in the services, which may share the environment
 CAPTURE_KEYS: Final = frozenset({"TAILSPAN_TRUSTED_PEERS"})
-KEYS: Final = READERS.keys() | {"TAILSPAN_TOKEN_FILE"} | CAPTURE_KEYS
+INFLUXDB_KEYS: Final = frozenset(
+    f"INFLUXDB_V2_{name}" for name in ("URL", "ORG", "BUCKET", "TOKEN", "TOKEN_FILE", "TIMEOUT")
+)
+KEYS: Final = READERS.keys() | {"TAILSPAN_TOKEN_FILE"} | CAPTURE_KEYS | INFLUXDB_KEYS
