@@ -1,4 +1,4 @@
-"""The real programs: built by scripts/engines, started on free ports with their data in a folder, ended by their pids."""
+"""The real programs: built by scripts/engines, started on free ports with their data in a folder, ended by pid."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -90,12 +90,12 @@ class Engine:
         return self.log.read_text(errors="replace")[-4000:]
 
 
-def until(holds: Callable[[], Any], otherwise: str, more: Callable[[], str] = str, patience_s: float = PATIENCE_S) -> Any:
+def until(holds: Callable[[], Any], otherwise: str, more: Callable[[], str] = str, patience: float = PATIENCE_S) -> Any:
     """What it returned once that was true: asked ten times a second."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + patience
     while not (found := holds()):
         if time.monotonic() > deadline:
-            pytest.fail(f"{otherwise} within {patience_s:.0f} s.\n{more()}")
+            pytest.fail(f"{otherwise} within {patience:.0f} s.\n{more()}")
         time.sleep(0.1)
     return found
 
