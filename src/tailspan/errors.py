@@ -11,13 +11,17 @@
     │   └── SizeOfDeliveryError  413
     └── StoreError           503  the store cannot answer
         ├── LockedError      another process holds the file
+        ├── ServerError      InfluxDB is away
+        ├── SlowError        InfluxDB took longer than a question may
+        ├── TokenError       InfluxDB refuses the token
+        ├── BucketError      InfluxDB has no such bucket
         └── BusyError        503  the store cannot take spans now; come again
 
 Each message is a sentence that names the value; `rule` says what is allowed, `fix` what to do. As JSON:
 `{"error": {"code", "message", "value", "rule", "fix"}}`, where value, rule and fix are left out when there is none.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class TailspanError(Exception):
@@ -88,13 +92,37 @@ class SizeOfDeliveryError(DeliveryError):
     code = "body_too_large"
 
 
+Trouble = Literal["unreadable", "unreachable", "slow", "wrong token", "bucket missing"]
+
+
 class StoreError(TailspanError):
     status = 503
     code = "store_unreadable"
+    state: ClassVar[Trouble] = "unreadable"  # of the store, while it is so
 
 
 class LockedError(StoreError):
     code = "store_locked"
+
+
+class ServerError(StoreError):
+    state = "unreachable"
+    code = "store_unreachable"
+
+
+class SlowError(StoreError):
+    state = "slow"
+    code = "store_slow"
+
+
+class TokenError(StoreError):
+    state = "wrong token"
+    code = "store_refuses_token"
+
+
+class BucketError(StoreError):
+    state = "bucket missing"
+    code = "store_bucket_missing"
 
 
 class BusyError(StoreError):

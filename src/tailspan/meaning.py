@@ -7,7 +7,10 @@ requests is first folded into slots of time, which is exact:
 - a page load is a stretch of 5 seconds, so a call meets its stretch by tab and slot of 5 seconds, in a hash join.
 """
 
+import threading
 from typing import Any, Final
+
+import duckdb
 
 from tailspan.labels import Checker, Labels
 
@@ -17,6 +20,19 @@ LOAD: Final = 5 * S  # a page's calls of this long are part of its load
 LOOK_BACK: Final = PAUSE + LOAD  # what comes before a range and matters
 NEVER: Final = -(2**62)
 ALWAYS: Final = 2**62
+
+# Whose an address was, as its own spans tell: a new entry where they change, whatever order they arrive in. Of {0}, a
+# table of spans, those that {1} are looked at.
+SIGHTINGS: Final = """
+    SELECT address, node_id, node, login, full_name, tags, caller, identity_source, start_ns, until_ns
+    FROM (SELECT *, lead(start_ns) OVER (PARTITION BY address ORDER BY start_ns, trace_id, span_id) AS until_ns
+          FROM (SELECT * FROM {0}
+                WHERE {1} AND address IS NOT NULL AND node_id IS NOT NULL
+                  AND node IS NOT NULL AND source = 'live' AND caller IN ('person', 'tagged', 'shared')
+                WINDOW turn AS (PARTITION BY address ORDER BY start_ns, trace_id, span_id)
+                QUALIFY lag(address) OVER turn IS NULL
+                     OR (node_id, node, login, tags) IS DISTINCT FROM lag((node_id, node, login, tags)) OVER turn))
+    WHERE until_ns IS DISTINCT FROM start_ns"""
 
 # address → whose it was, for all times: entries as they are, and what lies before, between and after them
 STRETCHES: Final = f"""
@@ -117,8 +133,10 @@ IN_LOAD: Final = (
     f" LEFT JOIN part ON calling_tab = loaded AND start_ns // {LOAD} = slot AND start_ns BETWEEN since_ns AND till_ns"
 )
 
+# of {ever}: a table with each person's first request there ever was
 FIRSTS: Final = f"""
-    debut AS (SELECT person, min(start_ns) AS first_ns FROM {DESCRIBED_REQUEST} WHERE active GROUP BY person)"""
+    debut AS (SELECT person, min(start_ns) AS first_ns
+              FROM {DESCRIBED_REQUEST.replace("request", "{ever}")} WHERE active GROUP BY person)"""
 
 SESSIONS: Final = f"""
     present_slot AS (
@@ -138,6 +156,30 @@ PAGES: Final = """,
                min((start_ns, trace_id, span_id, page)) FILTER (page IS NOT NULL) AS first_page,
                max((start_ns, trace_id, span_id, page)) FILTER (page IS NOT NULL) AS last_page"""
 ENDS: Final = ", min(first_page) AS first_page, max(last_page) AS last_page"
+
+
+class Described:
+    """The table of what `about` means by some labels, made anew when either changed."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+        self._making = threading.Lock()
+        self._made: tuple[int, Labels, str] | None = None
+        connection.execute("ATTACH ':memory:' AS meaning")
+
+    def table(self, version: int, labels: Labels) -> str:
+        """Its name. `version` counts what was committed to `about` and `device`.
+
+        The one before stays for whoever asks it at this moment.
+        """
+        with self._making:
+            if self._made is None or self._made[:2] != (version, labels):
+                former = self._made and self._made[2]
+                table = "meaning.one" if former == "meaning.other" else "meaning.other"
+                with self._connection.cursor() as cursor:
+                    cursor.execute(*describing(table, labels))
+                self._made = version, labels, table
+            return self._made[2]
 
 
 def describing(table: str, labels: Labels) -> tuple[str, dict[str, Any]]:

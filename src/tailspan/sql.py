@@ -18,7 +18,7 @@ from tailspan.meaning import (
     PAUSE,
     SESSIONS,
 )
-from tailspan.query import METRICS, Aggregate, Question, Rows, Sessions
+from tailspan.query import METRICS, Aggregate, Groups, Question, Rows, Session, Sessions
 from tailspan.span import Span
 from tailspan.zone import day_text, hour_text, offsets
 
@@ -37,6 +37,10 @@ class Metric(NamedTuple):
 
 def _of_requests(value: str) -> Metric:
     return Metric(f"{value} {ASKED}", f"count(*) {ASKED}")
+
+
+def _of_sums(value: str) -> Metric:
+    return Metric(value, f"count(*) {ASKED}")
 
 
 def _percentile(place: int) -> Metric:
@@ -65,6 +69,22 @@ VALUES: Final = {
     "first_seen": Metric("max(first_ns)", "count(person)"),
     "sessions": Metric("count(*)", "count(*)"),
     "session_time_s": Metric("coalesce(sum(end_ns - start_ns), 0) / 1e9", "count(*)"),
+}
+# the same of sums, where `n` requests are one row; of what can be summed up
+SUMMED: Final = {
+    "requests": _of_sums("coalesce(sum(n) FILTER (NOT viewed), 0)::BIGINT"),
+    "people": Metric("count(DISTINCT person)", "count(person)"),
+    "devices": Metric("count(DISTINCT node_id)", "count(node_id)"),
+    "errors": _of_sums("coalesce(sum(n) FILTER (NOT viewed AND status >= 500), 0)::BIGINT"),
+    "error_rate": _of_sums(
+        "coalesce(sum(n) FILTER (NOT viewed AND status >= 500), 0) / nullif(sum(n) FILTER (NOT viewed), 0)"
+    ),
+    "mean_ms": _of_sums(f"sum(total_ns) {ASKED} / (sum(timed_n) {ASKED} * 1e6)"),
+    "max_ms": _of_sums(f"max(longest_ns) {ASKED} / 1e6"),
+    "views": Metric("coalesce(sum(n) FILTER (viewed), 0)::BIGINT", "count(*) FILTER (viewed)"),
+    "visible_ms": Metric("sum(visible_ms) FILTER (viewed)", "count(*) FILTER (viewed)"),
+    "last_seen": Metric("max(last_ns)", "count(*)"),
+    "first_seen": Metric("max(first_ns)", "count(person)"),
 }
 STATUS_CLASS: Final = "CASE WHEN status IS NOT NULL THEN status // 100 || 'xx' END"
 FEATURE: Final = f"CASE WHEN feature IS NULL AND NOT viewed THEN {TEMPLATED} ELSE feature END"
@@ -133,18 +153,22 @@ def rows(question: Rows, described: str) -> Compiled:
     )
 
 
-def aggregate(question: Aggregate, described: str) -> Compiled:
-    """The dimensions, the metrics, and how many groups there are in all."""
+def aggregate(question: Aggregate, described: str, *, summed: bool = False, ever: str = "request") -> Compiled:
+    """The dimensions, the metrics, and how many groups there are in all.
+
+    `summed`: a row of `request` is many requests. `ever`: a table with each person's first one.
+    """
+    metrics = SUMMED if summed else VALUES
     if question.asked == {"session"}:
         tables, values = _sessions(question, described)
         source, where = (tables, "session JOIN sitter USING (sitting)"), "true"
     else:
-        source, where, values = _records(question, described)
+        source, where, values = _records(question, described, ever)
     keys = {name: f"k{number}" for number, name in enumerate(question.dimensions)}
     keys |= {name: f"m{number}" for number, name in enumerate(question.metrics)}
     columns = [f"{_column(name, question)} AS {keys[name]}" for name in question.dimensions]
-    columns += [f"{VALUES[name].value} AS {keys[name]}" for name in question.metrics]
-    own = " OR ".join(f"{VALUES[name].own} > 0" for name in question.metrics)
+    columns += [f"{metrics[name].value} AS {keys[name]}" for name in question.metrics]
+    own = " OR ".join(f"{metrics[name].own} > 0" for name in question.metrics)
     by = ", ".join(keys[name] for name in question.dimensions)
     groups = f"SELECT {', '.join(columns)} FROM {source[1]} WHERE {where} {f'GROUP BY {by} HAVING {own}' if by else ''}"
     order = _order(question, keys)
@@ -173,6 +197,23 @@ def sessions(question: Sessions, described: str) -> Compiled:
     )
 
 
+def answered(question: Aggregate, found: list[tuple[Any, ...]]) -> Groups:
+    """What `aggregate` found, as the answer."""
+    names = (*question.dimensions, *question.metrics)
+    rows = [dict(zip(names, row[:-1], strict=True)) for row in found]
+    for name in SHOWN.keys() & set(question.dimensions):
+        for row in rows:
+            row[name] = SHOWN[name](row[name])
+    return Groups(rows, found[0][-1] - len(found) if found else 0)
+
+
+def session(row: tuple[Any, ...]) -> Session:
+    """A row of what `sessions` found."""
+    person, service, environment, start_ns, end_ns, activities, first_page, last_page = row
+    duration_s = (end_ns - start_ns) / 1e9
+    return Session(person, service, environment, start_ns, end_ns, duration_s, activities, first_page, last_page)
+
+
 def of_login(login: str, described: str) -> Compiled:
     """The columns of Span of everything with that login, oldest first."""
     source = f"WITH described AS (FROM {described}) SELECT {SPAN} FROM {DESCRIBED_REQUEST}"
@@ -185,7 +226,9 @@ def forgetting(login: str, described: str) -> Compiled:
     return Compiled(f"DELETE FROM request WHERE rowid IN ({theirs})", {"login": login})
 
 
-def _records(question: Rows | Aggregate, described: str) -> tuple[tuple[str, str], str, dict[str, Any]]:
+def _records(
+    question: Rows | Aggregate, described: str, ever: str = "request"
+) -> tuple[tuple[str, str], str, dict[str, Any]]:
     """Tables and FROM, WHERE, and the values, of the requests and people's views that the question is about."""
     metrics = set(question.metrics if isinstance(question, Aggregate) else ())
     named = {*metrics, *question.names, *question.filters, *question.without, *question.known}
@@ -193,7 +236,7 @@ def _records(question: Rows | Aggregate, described: str) -> tuple[tuple[str, str
     conditions, later = _conditions(question, values)
     chosen = "described"
     if "first_seen" in named:
-        tables += f", {FIRSTS}"
+        tables += f", {FIRSTS.format(ever=ever)}"
         chosen = "described LEFT JOIN debut USING (person)"
     kinds = frozenset[str]().union(*(METRICS[name].kinds for name in metrics)) or question.asked
     values["kinds"] = sorted(kinds & question.kinds)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tailspan.errors import QuestionError
+from tailspan.errors import QuestionError, Trouble
 from tailspan.labels import LabelsFile
 from tailspan.query import nanoseconds
 from tailspan.store import ServiceState, State, Store
@@ -72,7 +72,7 @@ class Source(BaseModel):
     """Where an answer comes from, and what is wrong with that."""
 
     name: str
-    state: Literal["ok", "no data yet", "unreadable", "ignored"]
+    state: Literal["ok", "no data yet", "ignored"] | Trouble
     message: str
     newest: str | None = Field(None, description="When its newest request of a service began.")
     services: list[Service] = []

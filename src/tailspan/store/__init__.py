@@ -1,11 +1,18 @@
 """Where answers come from: the seam that every store fills."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, overload
+from typing import Any, Final, Literal, Protocol, overload
 
+from tailspan.errors import Trouble
 from tailspan.query import Aggregate, Groups, Rows, Session, Sessions
 from tailspan.span import Device, Heartbeat, Span
+
+SILENT: Final = "Heartbeats arrive, but no request yet: open a page of the service."
+EMPTY: Final = (
+    "No request has ever arrived. In the service: from tailspan_otel import instrument; instrument(app), and "
+    "OTEL_EXPORTER_OTLP_ENDPOINT=<the address of this server>. There, `tailspan doctor` finds what is missing."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +35,15 @@ class State:
     """What is wrong with a store, if anything."""
 
     name: str
-    state: Literal["ok", "no data yet", "unreadable"]
+    state: Literal["ok", "no data yet"] | Trouble
     message: str  # a sentence, with the fix where there is something to fix
     newest_ns: int | None = None  # start of the newest request
     services: tuple[ServiceState, ...] = ()
 
 
 class Store(Protocol):
+    took_ms: Sequence[float]  # what it took to ask InfluxDB, of the newest questions; empty where there is none
+
     @overload
     def run(self, query: Rows, /) -> list[Span]: ...
     @overload
@@ -61,3 +70,12 @@ class Store(Protocol):
 
     def forget(self, login: str) -> int:
         """Deletes everything kept of that login, and counts the requests and views of that. Raises StoreError."""
+
+
+def services(
+    newest: dict[tuple[str, str | None], int], beaten: dict[tuple[str, str | None], tuple[Any, ...]]
+) -> tuple[ServiceState, ...]:
+    """Of (service, environment): its newest request, and the other fields of ServiceState from its heartbeats."""
+    silent = (None, False, 0, 0, 0, 0)
+    names = sorted(newest.keys() | beaten.keys(), key=lambda name: (name[0], name[1] is None, name[1] or ""))
+    return tuple(ServiceState(*name, newest.get(name), *beaten.get(name, silent)) for name in names)

@@ -16,10 +16,10 @@ import duckdb
 from tailspan import sql
 from tailspan.errors import BusyError, LockedError, StoreError
 from tailspan.labels import Labels
-from tailspan.meaning import describing
+from tailspan.meaning import SIGHTINGS, Described
 from tailspan.query import Aggregate, Groups, Rows, Session, Sessions
 from tailspan.span import ABOUT, OWN, OWN_SERVICE, Device, Heartbeat, Span
-from tailspan.store import ServiceState, State
+from tailspan.store import EMPTY, SILENT, State, services
 
 Identity = tuple[str | None, ...]  # node_id, node, login, tags
 HOLDING: Final = ("person", "tagged", "shared")  # callers who are a device of their own
@@ -83,18 +83,8 @@ INSERT_ABOUT: Final = (
     f"INSERT INTO about ({', '.join(('number', *ABOUT))}) "  # names, as above
     f"SELECT {', '.join(f'unnest(${name})' for name in ('number', *ABOUT))}"
 )
-# Whose an address was, as its own spans tell: a new entry where they change, whatever order they arrive in.
-HISTORY: Final = """
-    INSERT INTO device
-    SELECT address, node_id, node, login, full_name, tags, caller, identity_source, start_ns, until_ns, true
-    FROM (SELECT *, lead(start_ns) OVER (PARTITION BY address ORDER BY start_ns, trace_id, span_id) AS until_ns
-          FROM (SELECT * FROM span
-                WHERE ($every OR list_contains($addresses, address)) AND address IS NOT NULL AND node_id IS NOT NULL
-                  AND node IS NOT NULL AND source = 'live' AND caller IN ('person', 'tagged', 'shared')
-                WINDOW turn AS (PARTITION BY address ORDER BY start_ns, trace_id, span_id)
-                QUALIFY lag(address) OVER turn IS NULL
-                     OR (node_id, node, login, tags) IS DISTINCT FROM lag((node_id, node, login, tags)) OVER turn))
-    WHERE until_ns IS DISTINCT FROM start_ns"""
+SEEN: Final = SIGHTINGS.format("span", "($every OR list_contains($addresses, address))")
+HISTORY: Final = f"INSERT INTO device SELECT *, true FROM ({SEEN})"  # noqa: S608  # both are constants
 HOLDERS: Final = "SELECT address, node_id, node, login, tags, from_ns FROM device WHERE seen AND to_ns IS NULL"
 BEAT: Final = (
     f"INSERT INTO heartbeat VALUES ({', '.join('?' * len(Heartbeat._fields))}) "  # noqa: S608  # question marks only
@@ -110,15 +100,11 @@ BEATEN: Final = """
            coalesce(sum(dropped) FILTER (end_ns > $since), 0)::BIGINT, arg_max(open_requests, end_ns)
     FROM heartbeat GROUP BY ALL"""
 
-SILENT: Final = "Heartbeats arrive, but no request yet: open a page of the service."
-EMPTY: Final = (
-    "No request has ever arrived. In the service: from tailspan_otel import instrument; instrument(app), and "
-    "OTEL_EXPORTER_OTLP_ENDPOINT=<the address of this server>. There, `tailspan doctor` finds what is missing."
-)
-
 
 class DuckDB:
     """Opens the file, or makes it. Raises LockedError where another process holds it, else StoreError."""
+
+    took_ms: Sequence[float] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -127,8 +113,6 @@ class DuckDB:
         self._holders: dict[str, tuple[Identity, int]] | None = None  # address → whose, since when; guarded likewise
         self._changed = False  # by what is being written
         self._version = 0  # of `about` and `device`: counts what was committed
-        self._describing = threading.Lock()
-        self._described: tuple[int, Labels, str] | None = None
         self._newest: dict[tuple[str, str | None], int] | None = None  # service, environment → newest request
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,8 +121,8 @@ class DuckDB:
             raise self._not_opened(problem) from problem
         try:
             self._migrate()
+            self._meaning = Described(self._connection)
             with self._read() as cursor:
-                cursor.execute("ATTACH ':memory:' AS meaning")
                 (self._last,) = _one(cursor.execute("SELECT coalesce(max(number), 0) FROM about"))
         except BaseException:  # whatever it was, the file must not stay locked
             self.close()
@@ -345,29 +329,14 @@ class DuckDB:
         if isinstance(query, Rows):
             return list(map(Span._make, self._fetch(sql.rows(query, described))))
         if isinstance(query, Sessions):
-            return [_session(row) for row in self._fetch(sql.sessions(query, described))]
-        found = self._fetch(sql.aggregate(query, described))
-        names = (*query.dimensions, *query.metrics)
-        rows = [dict(zip(names, row[:-1], strict=True)) for row in found]
-        for name in sql.SHOWN.keys() & set(query.dimensions):
-            for row in rows:
-                row[name] = sql.SHOWN[name](row[name])
-        return Groups(rows, found[0][-1] - len(found) if found else 0)
+            return [sql.session(row) for row in self._fetch(sql.sessions(query, described))]
+        return sql.answered(query, self._fetch(sql.aggregate(query, described)))
 
     def _describe(self, labels: Labels) -> str:
-        """The table of what `about` means by these labels, made anew when either changed.
-
-        The one before stays for whoever asks it at this moment.
-        """
-        with self._describing:
-            if self._described is None or self._described[:2] != (self._version, labels):
-                version = self._version
-                former = self._described and self._described[2]
-                table = "meaning.one" if former == "meaning.other" else "meaning.other"
-                with self._read() as cursor:
-                    cursor.execute(*describing(table, labels))
-                self._described = version, labels, table
-            return self._described[2]
+        try:
+            return self._meaning.table(self._version, labels)
+        except duckdb.Error as problem:
+            raise self._unreadable(problem) from problem
 
     def _fetch(self, compiled: sql.Compiled) -> list[tuple[Any, ...]]:
         with self._read() as cursor:
@@ -381,12 +350,12 @@ class DuckDB:
                 beaten = cursor.execute(BEATEN, {"since": now_ns - DAY_NS}).fetchall()
         except StoreError as problem:
             return State("store", "unreadable", str(problem))
-        services = _services(dict(self._newest), {(row[0], row[1]): row[2:] for row in beaten})
-        others = [service for service in services if service.service != OWN_SERVICE]
+        found = services(dict(self._newest), {(row[0], row[1]): row[2:] for row in beaten})
+        others = [service for service in found if service.service != OWN_SERVICE]
         newest = max((service.last_request_ns for service in others if service.last_request_ns), default=None)
         if newest is not None:
-            return State("store", "ok", f"The database {self.path} answers.", newest, services)
-        return State("store", "no data yet", SILENT if others else EMPTY, None, services)
+            return State("store", "ok", f"The database {self.path} answers.", newest, found)
+        return State("store", "no data yet", SILENT if others else EMPTY, None, found)
 
 
 def _sightings(spans: Iterable[Span]) -> "dict[tuple[str, Identity], int]":
@@ -401,20 +370,6 @@ def _sightings(spans: Iterable[Span]) -> "dict[tuple[str, Identity], int]":
 
 def _holders(cursor: duckdb.DuckDBPyConnection) -> "dict[str, tuple[Identity, int]]":
     return {address: (tuple(identity), from_ns) for address, *identity, from_ns in cursor.execute(HOLDERS).fetchall()}
-
-
-def _services(
-    newest: dict[tuple[str, str | None], int], beaten: dict[tuple[str, str | None], tuple[Any, ...]]
-) -> tuple[ServiceState, ...]:
-    silent = (None, False, 0, 0, 0, 0)
-    names = sorted(newest.keys() | beaten.keys(), key=lambda name: (name[0], name[1] is None, name[1] or ""))
-    return tuple(ServiceState(*name, newest.get(name), *beaten.get(name, silent)) for name in names)
-
-
-def _session(row: tuple[Any, ...]) -> Session:
-    person, service, environment, start_ns, end_ns, activities, first_page, last_page = row
-    duration_s = (end_ns - start_ns) / 1e9
-    return Session(person, service, environment, start_ns, end_ns, duration_s, activities, first_page, last_page)
 
 
 def _columns(names: Sequence[str], rows: Iterable[Sequence[object]]) -> dict[str, Any]:
