@@ -18,6 +18,7 @@ from tailspan.meaning import (
     PAUSE,
     SESSIONS,
 )
+from tailspan.percentiles import PERCENTS, counted, in_memory
 from tailspan.query import METRICS, Aggregate, Groups, Question, Rows, Session, Sessions
 from tailspan.span import Span
 from tailspan.zone import day_text, hour_text, offsets
@@ -43,11 +44,6 @@ def _of_sums(value: str) -> Metric:
     return Metric(value, f"count(*) {ASKED}")
 
 
-def _percentile(place: int) -> Metric:
-    """All of them are asked at once each time: DuckDB then keeps the times once."""
-    return Metric(f"(quantile_disc(duration_ns, [0.5, 0.95, 0.99]) {ASKED})[{place}] / 1e6", f"count(*) {ASKED}")
-
-
 VALUES: Final = {
     "requests": _of_requests("count(*)"),
     "accesses": Metric(f"count(*) FILTER (paged OR {DELIBERATE})", f"count(*) FILTER (paged OR {DELIBERATE})"),
@@ -59,9 +55,7 @@ VALUES: Final = {
         f"count(*) FILTER (NOT viewed AND status >= 500) / nullif(count(*) {ASKED}, 0)", f"count(*) {ASKED}"
     ),
     "mean_ms": Metric(f"sum(duration_ns) {ASKED} / (count(duration_ns) {ASKED} * 1e6)", f"count(*) {ASKED}"),
-    "p50_ms": _percentile(1),
-    "p95_ms": _percentile(2),
-    "p99_ms": _percentile(3),
+    **{name: Metric(in_memory(name), f"count(*) {ASKED}") for name in PERCENTS},
     "max_ms": Metric(f"max(duration_ns) {ASKED} / 1e6", f"count(*) {ASKED}"),
     "views": Metric("count(*) FILTER (viewed)", "count(*) FILTER (viewed)"),
     "visible_ms": Metric("sum(visible_ms) FILTER (viewed)", "count(*) FILTER (viewed)"),
@@ -125,7 +119,8 @@ FILTERS: Final = {
 }
 OF_TIME: Final = {"hour_of_day", "weekday", "hour", "day"}
 ORDERED: Final = {"accesses", "deliberate_calls"}  # metrics that need to know what came before
-OF_PATH: Final = ("endpoint", "feature")  # what a row of `about` alone does not tell
+OF_PATH: Final = {"endpoint", "feature"}
+OF_REQUEST: Final = OF_TIME | OF_PATH  # what a row of `about` alone does not tell
 NEWEST_FIRST: Final = "ORDER BY start_ns DESC, trace_id DESC, span_id DESC"
 SPAN: Final = ", ".join(Span._fields)
 
@@ -153,27 +148,39 @@ def rows(question: Rows, described: str) -> Compiled:
     )
 
 
-def aggregate(question: Aggregate, described: str, *, summed: bool = False, ever: str = "request") -> Compiled:
+def aggregate(
+    question: Aggregate, described: str, *, many: bool = False, summed: bool = False, ever: str = "request"
+) -> Compiled:
     """The dimensions, the metrics, and how many groups there are in all.
 
-    `summed`: a row of `request` is many requests. `ever`: a table with each person's first one.
+    `many`: more times than memory should hold. `summed`: a row of `request` is many requests. `ever`: a table with each
+    person's first one.
     """
     metrics = SUMMED if summed else VALUES
     if question.asked == {"session"}:
         tables, values = _sessions(question, described)
-        source, where = (tables, "session JOIN sitter USING (sitting)"), "true"
+        source, where = "session JOIN sitter USING (sitting)", "true"
     else:
-        source, where, values = _records(question, described, ever)
+        (tables, source), where, values = _records(question, described, ever)
     keys = {name: f"k{number}" for number, name in enumerate(question.dimensions)}
     keys |= {name: f"m{number}" for number, name in enumerate(question.metrics)}
+    ranked = {keys[name]: name for name in question.metrics if many and name in PERCENTS}
     columns = [f"{_column(name, question)} AS {keys[name]}" for name in question.dimensions]
-    columns += [f"{metrics[name].value} AS {keys[name]}" for name in question.metrics]
+    columns += [f"{metrics[name].value} AS {keys[name]}" for name in question.metrics if keys[name] not in ranked]
+    if ranked:
+        columns.append("any_value(party) AS party")
     own = " OR ".join(f"{metrics[name].own} > 0" for name in question.metrics)
     by = ", ".join(keys[name] for name in question.dimensions)
-    groups = f"SELECT {', '.join(columns)} FROM {source[1]} WHERE {where} {f'GROUP BY {by} HAVING {own}' if by else ''}"
+    groups = f"SELECT {', '.join(columns)} FROM {source} WHERE {where} {f'GROUP BY {by} HAVING {own}' if by else ''}"
+    if ranked:
+        of_request = {keys[name]: _column(name, question) for name in question.dimensions if name in OF_REQUEST}
+        tables += f", {counted(ranked, of_request, source, where)}"
+        same = " AND ".join(f"grouped.{name} IS NOT DISTINCT FROM ranked.{name}" for name in ("party", *of_request))
+        groups = f"SELECT grouped.*, {', '.join(ranked)} FROM ({groups}) AS grouped LEFT JOIN ranked ON {same}"
     order = _order(question, keys)
     values["limit"] = question.limit
-    return Compiled(f"{source[0]} SELECT *, count(*) OVER () FROM ({groups}) ORDER BY {order} LIMIT $limit", values)
+    shown = ", ".join((*keys.values(), "count(*) OVER ()"))
+    return Compiled(f"{tables} SELECT {shown} FROM ({groups}) ORDER BY {order} LIMIT $limit", values)
 
 
 def sessions(question: Sessions, described: str) -> Compiled:
@@ -245,7 +252,9 @@ def _records(
         conditions.append("(viewed OR called)")
     elif metrics and metrics <= ORDERED:
         conditions.append("(paged OR called)")  # all that can count, and little among the polls
-    tables += f", chosen AS (SELECT * FROM {chosen} WHERE {' AND '.join(conditions)})"
+    parties = ", ".join(COLUMNS[name] for name in question.names if name not in OF_REQUEST) or "true"
+    party = f", dense_rank() OVER (ORDER BY {parties}) AS party" if metrics & PERCENTS.keys() else ""
+    tables += f", chosen AS (SELECT *{party} FROM {chosen} WHERE {' AND '.join(conditions)})"
     source = JOINED.format("chosen")
     if named & {*ORDERED, "feature"}:
         tables += f", {LOADS}"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from tailspan.errors import QuestionError
 from tailspan.labels import Checker, Labels
+from tailspan.percentiles import PERCENTS
 from tailspan.query import (
     DIMENSIONS,
     FILTERS,
@@ -32,6 +34,7 @@ from tailspan.query import (
     ending,
 )
 from tailspan.span import OWN_SERVICE, Device, Heartbeat, Span
+from tailspan.store import duckdb as store_module
 from tailspan.store.duckdb import DuckDB
 from tailspan.uptime import by_service, total
 from tests.server.conftest import Serving
@@ -432,8 +435,9 @@ def test_other_services_and_environments_say_nothing() -> None:
 
 
 @contextmanager
-def opened() -> Iterator[DuckDB]:
-    with TemporaryDirectory() as directory:
+def opened(max_times: int = store_module.MAX_TIMES) -> Iterator[DuckDB]:
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as changed:
+        changed.setattr(store_module, "MAX_TIMES", max_times)
         store = DuckDB(Path(directory) / "tailspan.duckdb")
         yield store
         store.close()
@@ -446,7 +450,7 @@ def test_the_store_answers_every_question_as_the_definitions_say(data: st.DataOb
     world, listed = data.draw(worlds()), data.draw(LISTED)
     asked = data.draw(st.lists(questions(world), min_size=1, max_size=3))
     half = data.draw(st.integers(0, len(world)))
-    with opened() as store:
+    with opened(max_times=data.draw(st.sampled_from((0, 1_000_000)))) as store:
         for delivered, devices in ((world[:half], []), (world, listed)):
             store.write(delivered)
             store.learn(devices)
@@ -544,6 +548,32 @@ def test_each_metric_is_right_in_all_and_by_each_dimension_it_has(metric: str, s
     walk = [*asked(metric), *(query for name in DIMENSIONS for query in asked(metric, dimensions=(name,)))]
     assert len(walk) > 7
     assert [(query, store.run(query)) for query in walk] == [(query, expected(query)) for query in walk]
+
+
+def test_percentiles_are_exact_also_where_the_times_are_counted() -> None:
+    made = Random(7)
+    lengths = [int(made.lognormvariate(17, 2)) for _ in range(900)] + [42 * MS] * 90 + [0, 1, 2**62]
+    world = [
+        at(n, duration_ns=length, traffic="poll", route=made.choice(("/a", "/b", None)))
+        for n, length in enumerate(made.sample(lengths, len(lengths)))
+    ]
+    everything = Range(world[0].start_ns, world[-1].start_ns + 1)
+    walk = [
+        Aggregate(range=everything, metrics=metrics, dimensions=dimensions)
+        for metrics in (("p50_ms",), ("p99_ms", "requests", "p95_ms"))
+        for dimensions in ((), ("route",), ("endpoint", "person"), ("status", "hour"))
+    ]
+    with opened(max_times=0) as store:
+        store.write(world)
+        assert [store.run(query) for query in walk] == [answer(query, world, []) for query in walk]
+
+
+@pytest.mark.parametrize("metric", PERCENTS)
+def test_counted_percentiles_are_right_by_each_dimension_they_have(metric: str) -> None:
+    walk = [*asked(metric), *(query for name in DIMENSIONS for query in asked(metric, dimensions=(name,)))]
+    with opened(max_times=0) as store:
+        store.write(WORLD)
+        assert [(query, store.run(query)) for query in walk] == [(query, expected(query)) for query in walk]
 
 
 def test_the_world_has_features_by_each_kind_of_name() -> None:

@@ -8,6 +8,7 @@ delivered before is found by an anti-join over the delivery's own stretch of tim
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -17,6 +18,7 @@ from tailspan import sql
 from tailspan.errors import BusyError, LockedError, StoreError
 from tailspan.labels import Labels
 from tailspan.meaning import SIGHTINGS, Described
+from tailspan.percentiles import PERCENTS
 from tailspan.query import Aggregate, Groups, Rows, Session, Sessions
 from tailspan.span import ABOUT, OWN, OWN_SERVICE, Device, Heartbeat, Span
 from tailspan.store import EMPTY, SILENT, State, services
@@ -70,6 +72,7 @@ MIGRATIONS: Final = (
     """,
 )
 WITH_HISTORY: Final = 2  # the migration that brought `device`
+MAX_TIMES: Final = 1_000_000  # response times in memory for percentiles: some 30 MB
 EXPORTED_AT_ONCE: Final = 1000
 MAX_KNOWN: Final = 20_000  # rows of `about` remembered, some 10 MB at most; after that it starts anew
 
@@ -330,7 +333,15 @@ class DuckDB:
             return list(map(Span._make, self._fetch(sql.rows(query, described))))
         if isinstance(query, Sessions):
             return [sql.session(row) for row in self._fetch(sql.sessions(query, described))]
-        return sql.answered(query, self._fetch(sql.aggregate(query, described)))
+        compiled = sql.aggregate(query, described, many=self._has_many_times(query))
+        return sql.answered(query, self._fetch(compiled))
+
+    def _has_many_times(self, query: Aggregate) -> bool:
+        """Whether percentiles are asked for of more response times than memory should hold."""
+        if PERCENTS.keys().isdisjoint(query.metrics):
+            return False
+        [total] = self.run(replace(query, metrics=("requests",), dimensions=(), order=())).rows
+        return bool(total["requests"] > MAX_TIMES)
 
     def _describe(self, labels: Labels) -> str:
         try:
