@@ -460,6 +460,15 @@ def test_the_store_answers_every_question_as_the_definitions_say(data: st.DataOb
                 assert (query, store.run(query)) == (query, answer(query, delivered, history))
 
 
+def test_of_two_spans_of_one_instant_the_one_with_the_smaller_id_names_the_address_whichever_came_first() -> None:
+    known: dict[str, Any] = {"node_id": "n1", "node": "laptop", "identity_source": "whois"}
+    world = [at(0, **known, full_name="Ana"), at(0, **known, span_id=bytes(8), full_name="Ana Pérez")]
+    with opened() as store:
+        for span in world:
+            store.write([span])
+        assert store.history() == history_of(world) == [entry(full_name="Ana Pérez", to_ns=None)]
+
+
 def test_a_page_opened_long_before_the_range_makes_a_call_in_it_deliberate() -> None:
     world = [at(0), at(1799), at(1803)]
     query = Aggregate(range=Range(world[2].start_ns, world[2].start_ns + 1), metrics=("deliberate_calls",))

@@ -241,7 +241,7 @@ class DuckDB:
         moved = {
             address
             for (address, identity), first_ns in sightings.items()
-            if (holder := self._holders.get(address, nobody))[0] != identity or first_ns < holder[1]
+            if (holder := self._holders.get(address, nobody))[0] != identity or first_ns <= holder[1]
         }
         if moved:
             self._changed = True
