@@ -272,6 +272,7 @@ def test_dashboard_usage_has_sessions_accesses_features_and_calls(visited: Visit
             "avg_session_duration_min": pytest.approx(sum(spent.values()) / 4 / 60, abs=0.0501),
             "most_active_user": "ana@example.com",
         },
+        "more": {},
         "zone": "UTC",
     }
 
@@ -308,6 +309,7 @@ def test_system_health_history_has_uptime_times_errors_and_days(visited: Visited
                 "off_hours": pytest.approx(0, abs=0.01),
                 "host_off_hours": 0.0,
                 "before_hours": pytest.approx(7 * 24, abs=0.02),
+                "pending_hours": 0.0,
             }
         ],
         "avg_api_response_ms": mean([ms for times in calls.values() for ms in times]),
@@ -328,6 +330,7 @@ def test_system_health_history_has_uptime_times_errors_and_days(visited: Visited
             }
             for day in week()
         ],
+        "more": {},
         "zone": "UTC",
     }
 

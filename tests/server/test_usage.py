@@ -98,6 +98,7 @@ def test_dashboard_usage_tells_sessions_accesses_features_and_cards(serving: Ser
             "avg_session_duration_min": 7.6,
             "most_active_user": "ana@example.com",
         },
+        "more": {},
         "zone": "Europe/Madrid",
     }
 
@@ -212,6 +213,7 @@ def test_system_health_history_tells_times_errors_and_uptime(client: TestClient)
                 "off_hours": 0.0,
                 "host_off_hours": 0.0,
                 "before_hours": 0.0,
+                "pending_hours": 0.0,
             }
         ],
         "avg_api_response_ms": 254.5,
@@ -230,8 +232,23 @@ def test_system_health_history_tells_times_errors_and_uptime(client: TestClient)
             _day("2026-02-28", 99.583, 1, 0, 0.0, None),
             _day("2026-03-01", 100.0, 2, 1, 0.5, 892.0),
         ],
+        "more": {},
         "zone": "UTC",
     }
+
+
+def test_lists_that_are_cut_say_how_many_entries_they_lack(client: TestClient) -> None:
+    routes = {n: {**ON_PAGE, "http.route": f"/{n}"} for n in range(103)}
+    calls = [span(1000 + n, route, ago=10 * MINUTE + n) for n, route in routes.items()]
+    polls = [span(200 + n, {**route, "tailspan.traffic": "poll"}, ago=n) for n, route in routes.items() if n < 101]
+    client.post("/v1/traces", json=export(*calls, *polls, span(500, ago=HOUR)))
+    store: Any = client.app.state.inbox._store  # type: ignore[attr-defined]
+    store.write([view(600 + n, f"card {n}", ago=n) for n in range(102)])
+    health, usage = get(client, "system-health-history"), get(client, "dashboard-usage")
+    cut = {"most_viewed_cards": 2, "api_calls_by_endpoint": 3, "polls_by_endpoint": 1, "top_features": 99}
+    assert (health["more"], usage["more"]) == ({"api_response_times": 3, "error_rate.by_endpoint": 4}, cut)
+    shown = [usage[name] for name in cut] + [health["api_response_times"], health["error_rate"]["by_endpoint"]]
+    assert [len(entries) for entries in shown] == [100] * 6
 
 
 def test_data_freshness_is_of_the_service_that_is_asked_for(client: TestClient) -> None:
@@ -252,12 +269,12 @@ def _day(day: str, *values: float | None) -> dict[str, Any]:
     ("beats", "server", "percentage", "hours"),
     [
         ([], [beat(9, ago=0, length=DAY)], None, None),
-        ([beat(1, ago=0, length=HOUR)], [], 100.0, (1, 0, 0, 0, 23)),
-        ([beat(1, ago=2 * HOUR, length=HOUR)], [beat(9, ago=0, length=DAY)], 33.333, (1, 2, 0, 0, 21)),
-        ([beat(1, ago=2 * HOUR, length=HOUR, stopped=True)], [beat(9, ago=0, length=DAY)], 100.0, (1, 0, 2, 0, 21)),
-        ([beat(1, ago=2 * HOUR, length=HOUR)], [beat(9, ago=HOUR, length=DAY)], 50.0, (1, 1, 0, 1, 21)),
-        ([beat(1, ago=44, length=HOUR - 44)], [beat(9, ago=0, length=DAY)], 100.0, (0.988, 0, 0, 0, 23)),
-        ([beat(1, ago=0, length=HOUR), beat(2, ago=0, length=30 * MINUTE)], [], 100.0, (1, 0, 0, 0, 23)),
+        ([beat(1, ago=0, length=HOUR)], [], 100.0, (1, 0, 0, 0, 23, 0)),
+        ([beat(1, ago=2 * HOUR, length=HOUR)], [beat(9, ago=0, length=DAY)], 33.333, (1, 2, 0, 0, 21, 0)),
+        ([beat(1, ago=2 * HOUR, length=HOUR, stopped=True)], [beat(9, ago=0, length=DAY)], 100.0, (1, 0, 2, 0, 21, 0)),
+        ([beat(1, ago=2 * HOUR, length=HOUR)], [beat(9, ago=HOUR, length=DAY)], 50.0, (1, 1, 0, 1, 21, 0)),
+        ([beat(1, ago=44, length=HOUR - 44)], [beat(9, ago=0, length=DAY)], 100.0, (0.988, 0, 0, 0, 23, 0.012)),
+        ([beat(1, ago=0, length=HOUR), beat(2, ago=0, length=30 * MINUTE)], [], 100.0, (1, 0, 0, 0, 23, 0)),
     ],
 )
 def test_uptime_is_of_heartbeats_and_tells_the_host_from_the_service(

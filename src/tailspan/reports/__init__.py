@@ -18,6 +18,7 @@ from tailspan.store import ServiceState, State, Store
 
 Traffic = Literal["agent", "internal", "health", "asset", "page", "poll", "api"]
 PERSON: Final = ("person",)
+MORE: Final[Any] = Field(description="Of each list that is cut: how many entries it lacks, at most.")
 
 
 @dataclass(frozen=True, slots=True)

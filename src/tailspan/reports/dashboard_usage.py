@@ -7,10 +7,11 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import BaseModel, Field
 
 from tailspan.query import MAX_GROUPS, Aggregate, ending
-from tailspan.reports import PERSON, Filters, Source, Sources
+from tailspan.reports import MORE, PERSON, Filters, Source, Sources
 from tailspan.zone import days_of
 
 T = TypeVar("T", int, str)
+E = TypeVar("E")
 MOST: Final = 100  # entries of a list at most
 FAVORITES: Final = 3
 
@@ -66,6 +67,7 @@ class DashboardUsage(BaseModel):
     top_features: list[Feature]
     accesses_by_day: list[Day] = Field(description="Each day of the window in the configured zone, the first is cut.")
     summary: UsageSummary
+    more: dict[str, int] = MORE
     zone: str
     sources: list[Source]
 
@@ -76,16 +78,25 @@ def dashboard_usage(of: Sources, params: DashboardUsageParams, now: datetime) ->
     window = ending(now, timedelta(days=params.days))
     asked: dict[str, Any] = {"range": window, "labels": labels, "zone": labels.zone, "limit": MAX_GROUPS}
     asked["filters"] = filters = params.as_filters()
+    more = Counter[str]()
 
-    def groups(metrics: tuple[str, ...], *dimensions: str, **changed: Any) -> list[dict[str, Any]]:
-        return of.store.run(Aggregate(metrics=metrics, dimensions=dimensions, **{**asked, **changed})).rows
+    def groups(lists: str, metrics: tuple[str, ...], *dimensions: str, **changed: Any) -> list[dict[str, Any]]:
+        """Those that `lists` are made of."""
+        found = of.store.run(Aggregate(metrics=metrics, dimensions=dimensions, **{**asked, **changed}))
+        more.update(dict.fromkeys(lists.split(), found.more))
+        return found.rows
 
-    accesses = groups(("accesses",), "day", "hour_of_day")
-    uses = groups(("deliberate_calls", "views"), "person", "feature", known=("person", "feature"))
-    sessions = groups(("sessions", "session_time_s"), "person")
-    cards = groups(("views", "visible_ms"), "card", known=("card",), limit=MOST)
+    def first(name: str, entries: list[E]) -> list[E]:
+        more[name] += max(0, len(entries) - MOST)
+        return entries[:MOST]
+
+    accesses = groups("accesses_by_day peak_hours", ("accesses",), "day", "hour_of_day")
+    used = {"known": ("person", "feature")}
+    uses = groups("top_features", ("deliberate_calls", "views"), "person", "feature", **used)
+    sessions = groups("user_sessions", ("sessions", "session_time_s"), "person")
+    cards = groups("most_viewed_cards", ("views", "visible_ms"), "card", known=("card",), limit=MOST)
     calls = {"filters": {**filters, "traffic": ("api", "poll")}, "known": (*PERSON, "endpoint")}
-    endpoints = groups(("requests",), "endpoint", "traffic", **calls)
+    endpoints = groups("api_calls_by_endpoint polls_by_endpoint", ("requests",), "endpoint", "traffic", **calls)
 
     by_day, by_hour = Counter(dict.fromkeys(days_of(labels.zone, *window), 0)), Counter[int]()
     for group in accesses:
@@ -98,21 +109,22 @@ def dashboard_usage(of: Sources, params: DashboardUsageParams, now: datetime) ->
         favorites[group["person"]][group["feature"]] += count
     return DashboardUsage(
         most_viewed_cards=[Card(**card) for card in cards],
-        peak_hours=[Hour(hour=hour, requests=count) for hour, count in _most(by_hour, 24)],
+        peak_hours=[Hour(hour=hour, requests=count) for hour, count in _most(by_hour)],
         user_sessions=[
             User(
                 user=group["person"],
                 sessions=group["sessions"],
                 total_time_hours=_hours(group["session_time_s"]),
-                favorite_features=[name for name, _ in _most(favorites[group["person"]], FAVORITES)],
+                favorite_features=[name for name, _ in _most(favorites[group["person"]])[:FAVORITES]],
             )
             for group in sessions
         ],
-        api_calls_by_endpoint=_by_endpoint(endpoints, "api"),
-        polls_by_endpoint=_by_endpoint(endpoints, "poll"),
-        top_features=[Feature(feature=name, uses=count) for name, count in _most(features, MOST)],
+        api_calls_by_endpoint=first("api_calls_by_endpoint", _by_endpoint(endpoints, "api")),
+        polls_by_endpoint=first("polls_by_endpoint", _by_endpoint(endpoints, "poll")),
+        top_features=first("top_features", [Feature(feature=name, uses=count) for name, count in _most(features)]),
         accesses_by_day=[Day(day=day, accesses=count) for day, count in sorted(by_day.items())],
         summary=_summary(params.days, sessions, by_day.total()),
+        more=+more,
         zone=labels.zone,
         sources=of.told(now),
     )
@@ -132,13 +144,13 @@ def _summary(days: int, sessions: list[dict[str, Any]], accesses: int) -> UsageS
     )
 
 
-def _most(counted: Counter[T], limit: int) -> list[tuple[T, int]]:
+def _most(counted: Counter[T]) -> list[tuple[T, int]]:
     """The largest first, equal ones in their own order."""
-    return sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:limit]
+    return sorted(counted.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _by_endpoint(groups: list[dict[str, Any]], traffic: str) -> list[dict[str, int]]:
-    return [{group["endpoint"]: group["requests"]} for group in groups if group["traffic"] == traffic][:MOST]
+    return [{group["endpoint"]: group["requests"]} for group in groups if group["traffic"] == traffic]
 
 
 def _hours(seconds: float) -> float:

@@ -1,13 +1,14 @@
 """Whether services were up, how fast they answered and what failed."""
 
 import time
+from collections import Counter
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field
 
-from tailspan.query import MAX_GROUPS, Aggregate, Range, ending, nanoseconds
-from tailspan.reports import PERSON, Filters, Source, Sources, ago, rounded
+from tailspan.query import MAX_GROUPS, Aggregate, Groups, Range, ending, nanoseconds
+from tailspan.reports import MORE, PERSON, Filters, Source, Sources, ago, rounded
 from tailspan.span import OWN_SERVICE
 from tailspan.uptime import Stretch, Uptime, by_service, total
 from tailspan.zone import day_range, days_of
@@ -51,6 +52,7 @@ class ServiceUptime(BaseModel):
     off_hours: float = Field(description="After a clean stop.")
     host_off_hours: float = Field(description="The server was silent too.")
     before_hours: float = Field(description="Before its first heartbeat ever.")
+    pending_hours: float = Field(description="Since its newest beat, where the next may be on its way.")
 
 
 class HealthOfDay(BaseModel):
@@ -75,7 +77,7 @@ class SystemHealth(BaseModel):
     uptime_by_service: list[ServiceUptime]
     avg_api_response_ms: float | None = Field(description="Of people's `api` calls.")
     api_response_times: dict[str, ResponseTimes] = Field(description=f"Of the {MOST} endpoints with the most calls.")
-    slowest_endpoints: list[dict[str, str]] = Field(description="By p95: [{endpoint: p95}].")
+    slowest_endpoints: list[dict[str, str]] = Field(description=f"The {SLOWEST} slowest by p95: [{{endpoint: p95}}].")
     error_rate: ErrorRate
     data_freshness: str | None = Field(description="Age of the service's newest request; null where there is none.")
     influxdb_status: str
@@ -83,6 +85,7 @@ class SystemHealth(BaseModel):
     store_status: str
     store_query_times: QueryTimes
     history: list[HealthOfDay]
+    more: dict[str, int] = MORE
     zone: str
     sources: list[Source]
 
@@ -93,11 +96,11 @@ class _Timed:
     def __init__(self, of: Sources, asked: dict[str, Any]) -> None:
         self.of, self.asked, self.took_ms = of, asked, list[float]()
 
-    def groups(self, metrics: tuple[str, ...], *dimensions: str, **changed: Any) -> list[dict[str, Any]]:
+    def groups(self, metrics: tuple[str, ...], *dimensions: str, **changed: Any) -> Groups:
         start = time.perf_counter()
         found = self.of.store.run(Aggregate(metrics=metrics, dimensions=dimensions, **{**self.asked, **changed}))
         self.took_ms.append((time.perf_counter() - start) * 1e3)
-        return found.rows
+        return found
 
 
 def system_health(of: Sources, params: SystemHealthParams, now: datetime) -> SystemHealth:
@@ -106,14 +109,14 @@ def system_health(of: Sources, params: SystemHealthParams, now: datetime) -> Sys
     window = ending(now, timedelta(days=params.days))
     ask = _Timed(of, {"range": window, "labels": labels, "zone": labels.zone, "filters": filters, "limit": MAX_GROUPS})
     calls = {"filters": {**filters, "traffic": ("api",)}, "known": PERSON}
-    [overall] = ask.groups(("error_rate", "requests"))
-    [mean] = ask.groups(("mean_ms",), **calls)
+    [overall] = ask.groups(("error_rate", "requests")).rows
+    [mean] = ask.groups(("mean_ms",), **calls).rows
     of_calls = {**calls, "known": (*PERSON, "endpoint")}
     times = ask.groups(TIMES, "endpoint", **of_calls, limit=MOST)
     slowest = ask.groups(("p95_ms",), "endpoint", **of_calls, limit=SLOWEST)
     errors = ask.groups(("requests", "error_rate"), "endpoint", known=("endpoint",), limit=MOST)
-    days = {group["day"]: group for group in ask.groups(("requests", "errors", "error_rate"), "day")}
-    means = {group["day"]: group["mean_ms"] for group in ask.groups(("mean_ms",), "day", **calls)}
+    days = {group["day"]: group for group in ask.groups(("requests", "errors", "error_rate"), "day").rows}
+    means = {group["day"]: group["mean_ms"] for group in ask.groups(("mean_ms",), "day", **calls).rows}
     lives = _lives(of, filters, window)
     sources = of.told(now)
     newest = _newest(of, filters, now)
@@ -122,12 +125,12 @@ def system_health(of: Sources, params: SystemHealthParams, now: datetime) -> Sys
         uptime_last_7d=_words(_sum(lives, ending(now, timedelta(days=7))).share),
         uptime_by_service=[_service(*name, total(stretches, window)) for name, stretches in lives.items()],
         avg_api_response_ms=rounded(mean["mean_ms"]),
-        api_response_times={group["endpoint"]: _times(group) for group in times},
+        api_response_times={group["endpoint"]: _times(group) for group in times.rows},
         slowest_endpoints=[
-            {group["endpoint"]: f"{group['p95_ms']:.0f}ms"} for group in slowest if group["p95_ms"] is not None
+            {group["endpoint"]: f"{group['p95_ms']:.0f}ms"} for group in slowest.rows if group["p95_ms"] is not None
         ],
         error_rate=ErrorRate(
-            overall=overall["error_rate"], by_endpoint={group["endpoint"]: group["error_rate"] for group in errors}
+            overall=overall["error_rate"], by_endpoint={group["endpoint"]: group["error_rate"] for group in errors.rows}
         ),
         data_freshness=None if newest is None else ago((nanoseconds(now) - newest) / 1e9),
         influxdb_status="not used",
@@ -147,6 +150,7 @@ def system_health(of: Sources, params: SystemHealthParams, now: datetime) -> Sys
             )
             for day in days_of(labels.zone, *window)
         ],
+        more=+Counter({"api_response_times": times.more, "error_rate.by_endpoint": errors.more}),
         zone=labels.zone,
         sources=sources,
     )
@@ -198,6 +202,7 @@ def _service(service: str, environment: str | None, time: Uptime) -> ServiceUpti
         off_hours=round(time.off / HOUR_NS, 3),
         host_off_hours=round(time.host_off / HOUR_NS, 3),
         before_hours=round(time.before / HOUR_NS, 3),
+        pending_hours=round(time.pending / HOUR_NS, 3),
     )
 
 
