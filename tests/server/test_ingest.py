@@ -134,7 +134,8 @@ def test_a_body_sent_in_pieces_is_cut_off_at_the_limit(client: TestClient) -> No
         ({"http.method": "GET", "http.url": "https://host/b?secret=1#x"}, {"path": "/b"}),
         ({"http.method": "BREW", "http.status_code": 418}, {"method": "_OTHER", "status": 418}),
         ({"http.method": "GET", "http.status_code": "204"}, {"status": 204}),
-        ({"http.method": "GET", "http.client_ip": "10.0.0.1", "net.sock.peer.addr": "10.0.0.2"}, {"ip": "10.0.0.1"}),
+        ({"http.method": "GET", "http.client_ip": "10.0.0.1", "net.sock.peer.addr": "127.0.0.1"}, {"ip": "10.0.0.1"}),
+        ({"http.method": "GET", "http.client_ip": "10.0.0.1", "net.sock.peer.addr": "10.0.0.2"}, {"ip": "10.0.0.2"}),
         ({"http.method": "GET", "net.sock.peer.addr": "10.0.0.2"}, {"ip": "10.0.0.2"}),
         ({"http.method": "GET", "url.path": "/static/app.js"}, {"traffic": "asset"}),
         ({"http.method": "GET", "url.path": "/health"}, {"traffic": "health"}),
@@ -143,7 +144,9 @@ def test_a_body_sent_in_pieces_is_cut_off_at_the_limit(client: TestClient) -> No
             {"http.method": "GET", "tailscale.node": "x", "tailspan.caller": "person"},
             {"device": None, "caller": "unknown"},
         ),
-        ({"http.request.method": "GET", "url.path": "/\0" + "x" * 2000}, {"path": "/" + "x" * 1023}),
+        ({"http.method": "GET", "http.target": "/a?next=http://host/b"}, {"path": "/a"}),
+        ({"http.method": "GET", "url.path": "/\0\n" + "ü" * 2000}, {"path": "/  " + "ü" * 510}),  # 1,024 bytes
+        ({"http.method": "GET", "url.path": "/a\\\\"}, {"path": "/a/"}),
     ],
 )
 def test_a_span_of_foreign_instrumentation_is_a_request_of_nobody(
@@ -153,6 +156,57 @@ def test_a_span_of_foreign_instrumentation_is_a_request_of_nobody(
     [log] = logs(client)
     assert {key: log[key] for key in shown} == shown
     assert (log["service"], log["source"], log["identity_source"]) == ("unknown_service", "live", "none")
+
+
+SERVE = {
+    "http.request.method": "GET",
+    "network.peer.address": "127.0.0.1",
+    "http.request.header.tailscale-user-login": ["ana@example.com"],
+    "http.request.header.x-forwarded-for": ["100.64.0.7"],
+}
+ANA_BY_HEADER = {"user": "ana@example.com", "ip": "100.64.0.7", "caller": "person", "identity_source": "serve_header"}
+NOBODY = {"user": None, "ip": "100.64.0.7", "caller": "unknown", "identity_source": "none"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "shown"),
+    [
+        ({}, ANA_BY_HEADER),
+        ({"http.request.header.tailscale-user-login": "ana@example.com"}, ANA_BY_HEADER),
+        (
+            {
+                "http.request.header.tailscale-user-login": None,
+                "http.request.header.tailscale_user_login": ["ana@example.com"],
+                "http.request.header.x-forwarded-for": None,
+                "http.request.header.x_forwarded_for": ["100.64.0.99, 100.64.0.7"],
+            },
+            ANA_BY_HEADER,
+        ),
+        ({"network.peer.address": "::ffff:127.0.0.1"}, ANA_BY_HEADER),
+        ({"network.peer.address": None, "net.peer.ip": "::1"}, ANA_BY_HEADER),
+        ({"network.peer.address": "100.64.0.7"}, NOBODY),
+        ({"network.peer.address": "::ffff:100.64.0.7"}, NOBODY),
+        ({"network.peer.address": None, "client.address": "100.64.0.7"}, NOBODY),
+        ({"http.request.header.tailscale-user-login": ["ana@example.com", "leo@example.com"]}, NOBODY),
+        ({"http.request.header.tailscale-user-login": ["=?utf-8?q?ana?="]}, NOBODY),
+        ({"http.request.header.tailscale-user-login": ["ana example"]}, NOBODY),
+        ({"http.request.header.tailscale-user-login": []}, NOBODY),
+    ],
+)
+def test_of_a_foreign_span_only_what_its_proxy_told_is_believed(
+    client: TestClient, changed: dict[str, Any], shown: dict[str, Any]
+) -> None:
+    client.post("/v1/traces", json=export(span(1, SERVE | changed)))
+    [log] = logs(client)
+    assert {key: log[key] for key in shown} == shown
+
+
+def test_an_address_that_a_foreign_span_claims_names_no_device(client: TestClient) -> None:
+    forwarded = {"http.request.header.x-forwarded-for": ["100.64.0.7, 203.0.113.5"], "client.address": "100.64.0.7"}
+    anonymous = {key: value for key, value in SERVE.items() if "login" not in key}
+    client.post("/v1/traces", json=export(span(1, ago=2), span(2, anonymous | forwarded)))
+    newest, _ = logs(client)
+    assert (newest["device"], newest["user"], newest["ip"]) == (None, None, "203.0.113.5")
 
 
 def test_the_old_name_of_the_environment_is_read(client: TestClient) -> None:
@@ -183,6 +237,8 @@ def test_spans_that_are_no_requests_are_counted_and_not_reported_as_rejected(cli
         ({"endTimeUnixNano": "0"}, "ended before it started"),
         ({"endTimeUnixNano": str(2**64 - 1)}, "more than ten minutes in the future: set the service's clock"),
         ({"traceId": ""}, "ids of the wrong length"),
+        ({"traceId": "0" * 32}, "ids of zeros only"),
+        ({"spanId": "0" * 16}, "ids of zeros only"),
         ({"spanId": "00aa"}, "ids of the wrong length"),
         ({"parentSpanId": "00aa"}, "ids of the wrong length"),
     ],

@@ -6,6 +6,7 @@ reported as rejected: a service that sends whole traces does nothing wrong, and 
 
 import gzip
 import json
+import re
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
@@ -18,9 +19,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 from tailspan_otel import attributes as names
+from tailspan_otel.identity import LOOPBACK, Network
 from tailspan_otel.traffic import fixed_traffic
 
-from tailspan import wire
+from tailspan import foreign, wire
 from tailspan.errors import DeliveryError, SizeOfDeliveryError, TypeOfDeliveryError
 from tailspan.ingest import Delivery
 from tailspan.span import Heartbeat, Span
@@ -30,6 +32,8 @@ JSON: Final = "application/json"
 MAX_BYTES: Final = 8 * 2**20  # of a body, and of what it unpacks to: some 16,000 spans
 AHEAD_NS: Final = 600 * 10**9  # how far a service's clock may be ahead of ours
 PROBE: Final = "probe"  # the kind of the span that `tailspan doctor` sends
+BROKEN: Final = re.compile("[\x00-\x1f\x7f\ufffd]")
+SERVER: Final = re.compile("[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")  # before the path of a URL
 
 # name now → what senders of older conventions call it
 OLD_NAMES: Final = {
@@ -37,13 +41,18 @@ OLD_NAMES: Final = {
     names.STATUS: ("http.status_code",),
     names.PATH: ("http.target", "http.url", "url.full"),
     names.CLIENT_ADDRESS: ("http.client_ip", names.PEER_ADDRESS, "net.sock.peer.addr", "net.peer.ip"),
+    names.PEER_ADDRESS: ("net.sock.peer.addr", "net.peer.ip"),
+    foreign.LOGIN_HEADER: ("http.request.header.tailscale_user_login",),  # so in Python and JavaScript
+    foreign.FORWARDED_HEADER: ("http.request.header.x_forwarded_for",),
     names.USER_AGENT: ("http.user_agent",),
+    names.ENVIRONMENT: ("deployment.environment",),
 }
 # everything of a span that is read, its path apart: it differs from span to span, the rest repeats
 WANTED: Final = (
     *(names.KIND, names.METHOD, names.ROUTE, names.STATUS, names.LOGIN, names.FULL_NAME, names.NODE, names.NODE_ID),
     *(names.TAGS, names.ADDRESS, names.GUESS, names.SOURCE, names.IDENTITY_SOURCE, names.PROVEN, names.CALLER),
-    *(names.TRAFFIC, names.PAGE, names.CLIENT_ADDRESS, names.USER_AGENT, names.SCHEMA),
+    *(names.TRAFFIC, names.PAGE, names.CLIENT_ADDRESS, names.PEER_ADDRESS, names.USER_AGENT, names.SCHEMA),
+    *(foreign.LOGIN_HEADER, foreign.FORWARDED_HEADER),
     *(old for new, all_old in OLD_NAMES.items() if new != names.PATH for old in all_old),
 )
 REQUEST: Final = OtlpSpan.SpanKind.SPAN_KIND_SERVER
@@ -53,8 +62,13 @@ class Rejection(Exception):
     """A span that means to be one of ours and is wrong; the message is the reason."""
 
 
-def read(body: bytes, content_type: str, encoding: str, now_ns: int) -> Delivery:
-    """What the body holds. Raises DeliveryError, TypeOfDeliveryError or SizeOfDeliveryError."""
+def read(
+    body: bytes, content_type: str, encoding: str, now_ns: int, trusted: tuple[Network, ...] = LOOPBACK
+) -> Delivery:
+    """What the body holds. `trusted` are the proxies that foreign services may have a caller's name from.
+
+    Raises DeliveryError, TypeOfDeliveryError or SizeOfDeliveryError.
+    """
     message = parse(unpack(body, encoding), content_type)
     attributes = Attributes()
     delivery = Delivery()
@@ -62,7 +76,7 @@ def read(body: bytes, content_type: str, encoding: str, now_ns: int) -> Delivery
         for resource_spans in message.resource_spans:
             resource = attributes.read(resource_spans.resource.attributes)
             spans = (span for scope in resource_spans.scope_spans for span in scope.spans)
-            _read_resource(spans, resource, attributes, now_ns, delivery)
+            _read_resource(spans, resource, attributes, now_ns, trusted, delivery)
     except DecodeError as problem:  # attributes are only taken apart here
         raise unreadable(problem) from None
     return delivery
@@ -146,10 +160,15 @@ class Attributes:
 
 
 def _read_resource(
-    spans: Iterable[Any], resource: dict[str, Any], attributes: Attributes, now_ns: int, delivery: Delivery
+    spans: Iterable[Any],
+    resource: dict[str, Any],
+    attributes: Attributes,
+    now_ns: int,
+    trusted: tuple[Network, ...],
+    delivery: Delivery,
 ) -> None:
     service = _text(resource.get(names.SERVICE)) or "unknown_service"
-    environment = _text(resource.get(names.ENVIRONMENT) or resource.get("deployment.environment"))
+    environment = _text(_first(resource, names.ENVIRONMENT))
     known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     for span in spans:
         values = attributes.read(span.attributes)
@@ -168,8 +187,8 @@ def _read_resource(
             about = known.get(wanted)
             path = _path(values)
             if about is None:
-                about = known[wanted] = (service, environment, *_about(values, path))
-            duration_ns = None if values.get(names.TIMED) is False else end_ns - start_ns
+                about = known[wanted] = (service, environment, *_about(values, path, trusted))
+            duration_ns = None if kind and values.get(names.TIMED) is False else end_ns - start_ns
             delivery.spans.append(Span(*ids, start_ns, duration_ns, path, None, *about))
         except Rejection as reason:
             delivery.rejected[str(reason)] += 1
@@ -184,6 +203,8 @@ def _is_ours(span: Any, kind: object, values: dict[str, Any]) -> bool:
 def _check(trace_id: bytes, span_id: bytes, parent_id: bytes | None, start_ns: int, end_ns: int, now_ns: int) -> None:
     if len(trace_id) != 16 or len(span_id) != 8 or (parent_id and len(parent_id) != 8):
         raise Rejection("ids of the wrong length")
+    if not any(trace_id) or not any(span_id):
+        raise Rejection("ids of zeros only")
     if not start_ns:
         raise Rejection("no start time")
     if end_ns < start_ns:
@@ -192,16 +213,16 @@ def _check(trace_id: bytes, span_id: bytes, parent_id: bytes | None, start_ns: i
         raise Rejection("more than ten minutes in the future: set the service's clock")
 
 
-def _about(values: dict[str, Any], path: str | None) -> Sequence[Any]:
-    """The repeating fields from `method` on. A foreign span says nothing of who: anybody can write a name into one."""
-    ours = names.KIND in values
+def _about(values: dict[str, Any], path: str | None, trusted: tuple[Network, ...]) -> Sequence[Any]:
+    """The repeating fields from `method` on. Of who called, a foreign span is only believed what its proxy told."""
+    who = values if names.KIND in values else _foreign(values, trusted)
     method = _text(_first(values, names.METHOD))
-    who = values if ours else {}
     return (
         method if method in names.METHODS else "_OTHER",
         _text(values.get(names.ROUTE)),
         _status(_first(values, names.STATUS)),
-        *(_text(who.get(name)) for name in (names.LOGIN, names.FULL_NAME, names.NODE, names.NODE_ID, names.TAGS)),
+        *(_text(who.get(name)) for name in (names.LOGIN, names.FULL_NAME, names.NODE, names.NODE_ID)),
+        _tags(who.get(names.TAGS)),
         *(_text(who.get(name)) for name in (names.ADDRESS, names.GUESS)),
         _text(who.get(names.SOURCE)) or "live",
         _text(who.get(names.IDENTITY_SOURCE)) or "none",
@@ -209,9 +230,19 @@ def _about(values: dict[str, Any], path: str | None) -> Sequence[Any]:
         _text(who.get(names.CALLER)) or "unknown",
         _text(who.get(names.TRAFFIC)) or fixed_traffic(path or "") or "api",
         _text(who.get(names.PAGE)),
-        _text(_first(values, names.CLIENT_ADDRESS)),
+        _text(_first(who, names.CLIENT_ADDRESS)),
         _text(_first(values, names.USER_AGENT)),
         _small(who.get(names.SCHEMA)),
+    )
+
+
+def _foreign(values: dict[str, Any], trusted: tuple[Network, ...]) -> dict[str, Any]:
+    return foreign.caller(
+        peer=_first(values, names.PEER_ADDRESS),
+        login=_first(values, foreign.LOGIN_HEADER),
+        forwarded=_first(values, foreign.FORWARDED_HEADER),
+        client=_first(values, names.CLIENT_ADDRESS),
+        trusted=trusted,
     )
 
 
@@ -224,9 +255,9 @@ def _value(value: AnyValue) -> Any:
     if value.string_value:
         return value.string_value
     which = value.WhichOneof("value")
-    if which == "array_value":  # tags
-        return ",".join(item.string_value for item in value.array_value.values)
-    return getattr(value, which) if which in ("int_value", "bool_value", "double_value") else None
+    if which == "array_value":  # tags, headers
+        return tuple(map(_value, value.array_value.values))
+    return getattr(value, which) if which in ("string_value", "int_value", "bool_value", "double_value") else None
 
 
 def _first(values: dict[str, Any], name: str) -> Any:
@@ -234,22 +265,33 @@ def _first(values: dict[str, Any], name: str) -> Any:
 
 
 def _path(values: dict[str, Any]) -> str | None:
-    path = values.get(names.PATH)
+    path = _first(values, names.PATH)
     if not isinstance(path, str):
-        url = _text(_first(values, names.PATH)) or ""
-        _, scheme, rest = url.partition("://")
-        path = "/" + rest.partition("/")[2] if scheme else url
+        return None
+    if (server := SERVER.match(path)) is not None:
+        path = path[server.end() :]
     return _text(path.partition("?")[0].partition("#")[0])
 
 
+def _tags(value: Any) -> str | None:
+    return _text(",".join(filter(None, map(_text, value))) if isinstance(value, tuple) else value)
+
+
 def _text(value: Any) -> str | None:
-    """At most MAX_LENGTH characters, without NUL, which databases and terminals cut at; None for what is no text."""
-    return value.replace("\0", "")[: names.MAX_LENGTH] or None if isinstance(value, str) else None
+    """None for what is no text. Else as collector-config.yaml cleans it, where the reasons are.
+
+    That is: a space for each control character and U+FFFD, MAX_LENGTH bytes at most, no backslash at the end.
+    """
+    if not isinstance(value, str):
+        return None
+    if len(value) > names.MAX_LENGTH // 4 or not (value.isascii() and value.isprintable()):
+        value = BROKEN.sub(" ", value).encode()[: names.MAX_LENGTH].decode(errors="ignore")
+    return (value.rstrip("\\") + "/" if value.endswith("\\") else value) or None
 
 
 def _status(value: Any) -> int | None:
     """A few senders write it as text."""
-    number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) == 3 else value
+    number = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{3}", value) else value
     return number if isinstance(number, int) and 100 <= number <= 599 else None
 
 
