@@ -209,6 +209,16 @@ def test_an_address_that_a_foreign_span_claims_names_no_device(client: TestClien
     assert (newest["device"], newest["user"], newest["ip"]) == (None, None, "203.0.113.5")
 
 
+def test_foreign_spans_that_differ_in_their_path_only_differ_in_their_traffic(client: TestClient) -> None:
+    paths = ("/static/app.js", "/prices", "/healthz")
+    client.post("/v1/traces", json=export(*(span(n, SERVE | {"url.path": path}) for n, path in enumerate(paths, 1))))
+    assert {log["path"]: log["traffic"] for log in logs(client)} == {
+        "/static/app.js": "asset",
+        "/prices": "api",
+        "/healthz": "health",
+    }
+
+
 def test_the_old_name_of_the_environment_is_read(client: TestClient) -> None:
     message = export(span(1), environment="staging")
     message["resourceSpans"][0]["resource"]["attributes"][1]["key"] = "deployment.environment"

@@ -183,11 +183,12 @@ def _read_resource(
             if kind == "heartbeat":
                 delivery.heartbeats.append(_heartbeat((*ids[:2], start_ns, end_ns, service, environment), values))
                 continue
-            wanted = tuple(map(values.get, WANTED))
-            about = known.get(wanted)
             path = _path(values)
+            fixed = None if kind and _text(values.get(names.TRAFFIC)) else fixed_traffic(path or "")
+            wanted = (fixed, *map(values.get, WANTED))
+            about = known.get(wanted)
             if about is None:
-                about = known[wanted] = (service, environment, *_about(values, path, trusted))
+                about = known[wanted] = (service, environment, *_about(values, fixed, trusted))
             duration_ns = None if kind and values.get(names.TIMED) is False else end_ns - start_ns
             delivery.spans.append(Span(*ids, start_ns, duration_ns, path, None, *about))
         except Rejection as reason:
@@ -213,8 +214,11 @@ def _check(trace_id: bytes, span_id: bytes, parent_id: bytes | None, start_ns: i
         raise Rejection("more than ten minutes in the future: set the service's clock")
 
 
-def _about(values: dict[str, Any], path: str | None, trusted: tuple[Network, ...]) -> Sequence[Any]:
-    """The repeating fields from `method` on. Of who called, a foreign span is only believed what its proxy told."""
+def _about(values: dict[str, Any], fixed: str | None, trusted: tuple[Network, ...]) -> Sequence[Any]:
+    """The repeating fields from `method` on. Of who called, a foreign span is only believed what its proxy told.
+
+    `fixed` is the traffic that the path tells, for a span that does not tell it.
+    """
     who = values if names.KIND in values else _foreign(values, trusted)
     method = _text(_first(values, names.METHOD))
     return (
@@ -228,7 +232,7 @@ def _about(values: dict[str, Any], path: str | None, trusted: tuple[Network, ...
         _text(who.get(names.IDENTITY_SOURCE)) or "none",
         who.get(names.PROVEN) is not False,
         _text(who.get(names.CALLER)) or "unknown",
-        _text(who.get(names.TRAFFIC)) or fixed_traffic(path or "") or "api",
+        _text(who.get(names.TRAFFIC)) or fixed or "api",
         _text(who.get(names.PAGE)),
         _text(_first(who, names.CLIENT_ADDRESS)),
         _text(_first(values, names.USER_AGENT)),
