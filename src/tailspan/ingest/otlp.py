@@ -1,7 +1,8 @@
 """OTLP/HTTP in: an ExportTraceServiceRequest, protobuf or JSON, as it is or gzipped (opentelemetry.io, "OTLP/HTTP").
 
-Request spans and heartbeats are kept. Spans of other work (INTERNAL, CLIENT, ...) are ignored and counted, and are not
-reported as rejected: a service that sends whole traces does nothing wrong, and its exporter would warn of every batch.
+Request spans, views of cards and heartbeats are kept. Spans of other work (INTERNAL, CLIENT, ...) are ignored and
+counted, and are not reported as rejected: a service that sends whole traces does nothing wrong, and its exporter would
+warn of every batch.
 """
 
 import gzip
@@ -52,7 +53,7 @@ WANTED: Final = (
     *(names.KIND, names.METHOD, names.ROUTE, names.STATUS, names.LOGIN, names.FULL_NAME, names.NODE, names.NODE_ID),
     *(names.TAGS, names.ADDRESS, names.GUESS, names.SOURCE, names.IDENTITY_SOURCE, names.PROVEN, names.CALLER),
     *(names.TRAFFIC, names.PAGE, names.CLIENT_ADDRESS, names.PEER_ADDRESS, names.USER_AGENT, names.SCHEMA),
-    *(foreign.LOGIN_HEADER, foreign.FORWARDED_HEADER),
+    *(foreign.LOGIN_HEADER, foreign.FORWARDED_HEADER, names.CARD, names.VARIANT),
     *(old for new, all_old in OLD_NAMES.items() if new != names.PATH for old in all_old),
 )
 REQUEST: Final = OtlpSpan.SpanKind.SPAN_KIND_SERVER
@@ -190,14 +191,15 @@ def _read_resource(
             if about is None:
                 about = known[wanted] = (service, environment, *_about(values, fixed, trusted))
             duration_ns = None if kind and values.get(names.TIMED) is False else end_ns - start_ns
-            delivery.spans.append(Span(*ids, start_ns, duration_ns, path, None, *about))
+            visible_ms = _visible(values.get(names.VISIBLE_MS)) if kind == "view" else None
+            delivery.spans.append(Span(*ids, start_ns, duration_ns, path, visible_ms, *about))
         except Rejection as reason:
             delivery.rejected[str(reason)] += 1
 
 
 def _is_ours(span: Any, kind: object, values: dict[str, Any]) -> bool:
     if kind is not None:
-        return kind in ("request", "heartbeat")
+        return kind in ("request", "view", "heartbeat")
     return span.kind == REQUEST and (names.METHOD in values or "http.method" in values)
 
 
@@ -220,6 +222,7 @@ def _about(values: dict[str, Any], fixed: str | None, trusted: tuple[Network, ..
     `fixed` is the traffic that the path tells, for a span that does not tell it.
     """
     who = values if names.KIND in values else _foreign(values, trusted)
+    is_view = values.get(names.KIND) == "view"
     method = _text(_first(values, names.METHOD))
     return (
         method if method in names.METHODS else "_OTHER",
@@ -237,6 +240,7 @@ def _about(values: dict[str, Any], fixed: str | None, trusted: tuple[Network, ..
         _text(_first(who, names.CLIENT_ADDRESS)),
         _text(_first(values, names.USER_AGENT)),
         _small(who.get(names.SCHEMA)),
+        *(("view", _text(who.get(names.CARD)), _text(who.get(names.VARIANT))) if is_view else ("request", None, None)),
     )
 
 
@@ -301,6 +305,10 @@ def _status(value: Any) -> int | None:
 
 def _small(value: Any) -> int:
     return value if isinstance(value, int) and 0 <= value < 2**15 else 0
+
+
+def _visible(value: Any) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None
 
 
 def _count(value: Any) -> int:
