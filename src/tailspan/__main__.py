@@ -1,4 +1,4 @@
-"""The commands. They ask the server over HTTP; only `serve` opens the database."""
+"""The commands. They ask the server over HTTP; only `serve`, and `export` in its place, open the database."""
 
 import json
 import logging
@@ -170,6 +170,24 @@ def doctor(as_json: AsJson = False) -> None:
                 out.print(f"   → {escape(finding.fix)}", highlight=False)
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    otlp: Annotated[str, typer.Option(metavar="URL", help="Of a collector or another tailspan: http://host:port.")],
+) -> None:
+    """Sends all requests, views and heartbeats of the database there: a history moves into the full pipeline.
+
+    Stop tailspan serve before: one process may open the database. Sent again, nothing is there twice, so an export that
+    was stopped is simply started again. OTEL_EXPORTER_OTLP_HEADERS may hold a token.
+
+    \b
+    tailspan export --otlp http://127.0.0.1:4318
+    """
+    from tailspan.export import export as send  # as above
+    from tailspan.receiver import Receiver
+
+    send(Settings.read().db, Receiver(otlp), err)
 
 
 app.command()(demo)

@@ -13,12 +13,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
-from opentelemetry.util.re import parse_env_headers
 from tailspan_otel import attributes as names
 
 from tailspan.access import is_userspace
 from tailspan.config import Settings
 from tailspan.ingest.otlp import PROBE, PROTOBUF
+from tailspan.receiver import otlp_headers
 from tailspan.reports import ago
 from tailspan.span import OWN_SERVICE
 
@@ -123,8 +123,7 @@ def probe(environ: Mapping[str, str]) -> Finding:
     if not url:
         fix = "Run tailspan doctor where the service runs, with its environment."
         return Finding("probe", "look", "OTEL_EXPORTER_OTLP_ENDPOINT is not set here, so nothing was sent.", fix)
-    given = environ.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS") or environ.get("OTEL_EXPORTER_OTLP_HEADERS") or ""
-    headers = {**parse_env_headers(given, liberal=True), "Content-Type": PROTOBUF}
+    headers = {**otlp_headers(environ), "Content-Type": PROTOBUF}
     try:
         answer = httpx.post(url, content=_probe_body(), headers=headers, timeout=5, trust_env=False)
     except (httpx.TransportError, httpx.InvalidURL) as problem:

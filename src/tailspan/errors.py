@@ -9,6 +9,7 @@
     ├── DeliveryError        400  a delivery of spans that cannot be read
     │   ├── TypeOfDeliveryError  415
     │   └── SizeOfDeliveryError  413
+    ├── UnsentError               what is exported, and nobody takes
     └── StoreError           503  the store cannot answer
         ├── LockedError      another process holds the file
         ├── ServerError      InfluxDB is away
@@ -90,6 +91,10 @@ class TypeOfDeliveryError(DeliveryError):
 class SizeOfDeliveryError(DeliveryError):
     status = 413
     code = "body_too_large"
+
+
+class UnsentError(TailspanError):
+    code = "unsent"
 
 
 Trouble = Literal["unreadable", "unreachable", "slow", "wrong token", "bucket missing"]
