@@ -404,8 +404,8 @@ def test_a_view_of_a_card_arrives_as_one(client: TestClient) -> None:
     other = {**seen, "tailspan.card": "Precios", "tailspan.visible_ms": "long"}
     message = export(span(1, {**seen, "tailspan.visible_ms": 1500}, kind=1), span(2, other, kind=1), span(3))
     assert client.post("/v1/traces", json=message).json() == {}
-    asked = {"metrics": "views,visible_ms", "dimensions": "card,variant", "order": "-visible_ms", "hours": 1}
-    assert client.get("/analytics/query", params=asked).json()["rows"] == [
+    asked = "metrics=views,visible_ms&dimensions=card,variant&order=-visible_ms&hours=1"
+    assert client.get(f"/analytics/query?{asked}").json()["rows"] == [
         {"card": "Sistema", "variant": "wide", "views": 1, "visible_ms": 1500},
         {"card": "Precios", "variant": "wide", "views": 1, "visible_ms": None},
     ]
