@@ -1,0 +1,140 @@
+"""A history that was kept in a database, moved into the real pipeline by `tailspan export`."""
+
+import csv
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, StreamingResponse
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.testclient import TestClient
+from tailspan_otel import instrument
+
+from tailspan.ingest import otlp
+from tailspan.span import Heartbeat, Span
+from tailspan.store.duckdb import DuckDB
+from tests.conftest import Launch
+from tests.server.spans import PROTOBUF
+from tests.server.strategies import HOUR, MOMENTS, any_scene, any_span
+from tests.stack.engines import Collector, Influxd, until
+
+EVERYTHING = 'from(bucket: "requests") |> range(start: 0, stop: 2200-01-01T00:00:00Z)'
+
+
+def rows(influxd: Influxd, then: str = "") -> list[dict[str, str]]:
+    """What the bucket has: a row a field, or as Flux makes of it."""
+    tables = influxd.flux(f"{EVERYTHING} {then}").replace("\r\n", "\n").strip().split("\n\n")
+    columns = ("", "result", "table", "_start", "_stop")
+    found = [row for table in tables if table for row in csv.DictReader(table.splitlines())]
+    return [{key: value for key, value in row.items() if key not in columns and value} for row in found]
+
+
+def timed(found: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Without the times that answers leave out: how long a stream was open, which a database does not keep."""
+    ends = ("duration_nano", "end_time_unix_nano")
+    return [row for row in found if "tailspan.timed" not in row or row["_field"] not in ends]
+
+
+def export(launch: Launch, collector: Collector, database: Path) -> str:
+    """What it told."""
+    to = {"TAILSPAN_DB": str(database), "COLUMNS": "200"}
+    code, _, told = launch("tailspan", "export", "--otlp", collector.endpoint, **to).ended()
+    assert code == 0, told
+    return told
+
+
+def sent(collector: Collector, spans: int) -> None:
+    until(lambda: collector.metric("otelcol_exporter_sent_spans") == spans, f"not {spans} spans sent", collector.said)
+
+
+def keep(database: Path, spans: Sequence[Span], beats: Sequence[Heartbeat] = ()) -> None:
+    store = DuckDB(database)
+    store.write(spans, beats)
+    store.close()
+
+
+def a_day_of_a_service() -> bytes:
+    """What its middleware sends: pages, calls, errors, a stream; of people, of a tagged node, of nobody; and beats."""
+    app, kept = FastAPI(title="dashboard"), InMemorySpanExporter()
+
+    @app.get("/page/{number}")
+    def page(number: int) -> HTMLResponse:
+        return HTMLResponse("<p>", 200 if number else 503)
+
+    @app.get("/stream")
+    def stream() -> StreamingResponse:
+        return StreamingResponse(iter("x"), media_type="text/event-stream")
+
+    instrument(app, exporter=kept)
+    ana = {"Tailscale-User-Login": "ana@example.com", "Tailscale-User-Name": "Ana", "X-Forwarded-For": "100.64.0.7"}
+    with TestClient(app, "http://dashboard", client=("127.0.0.1", 40000)) as client:
+        for headers in (ana, {"X-Forwarded-For": "100.64.0.9"}, {}, {**ana, "Referer": "http://dashboard/page/1"}):
+            for path in ("/page/1", "/page/0", "/stream", "/nowhere?token=1"):
+                client.get(path, headers={**headers, "User-Agent": "Mozilla/5.0 (iPhone; tests)"})
+    return encode_spans(kept.get_finished_spans()).SerializeToString()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "tailspan.duckdb"
+
+
+def test_a_history_makes_the_very_points_that_live_capture_made(
+    launch: Launch, collector: Collector, influxd: Influxd, database: Path
+) -> None:
+    body = a_day_of_a_service()
+    httpx.post(f"{collector.endpoint}/v1/traces", content=body, headers=PROTOBUF, trust_env=False).raise_for_status()
+    kept = otlp.read(body, otlp.PROTOBUF, "", time.time_ns())
+    keep(database, kept.spans, kept.heartbeats)
+    sent(collector, 18)
+    live = timed(rows(influxd))
+    assert (len(kept.spans), influxd.count(), influxd.count("heartbeat")) == (16, 16, 1)
+    assert "took 17 of 17 requests, views and heartbeats." in export(launch, collector, database)
+    sent(collector, 18 + 17)
+    assert timed(rows(influxd)) == live
+
+
+def test_every_span_of_a_history_is_a_point_however_often_it_is_sent(
+    launch: Launch, collector: Collector, influxd: Influxd, database: Path
+) -> None:
+    chance = Random(5)
+    scene = any_scene(chance.choice)
+    spans = []
+    for number in range(3000):
+        at = MOMENTS[0] + chance.randrange(240 * HOUR)
+        ids = hashlib.sha256(str(number).encode()).digest()
+        made = any_span(chance.choice, 0, at if number % 2 else at // 10**6 * 10**6, scene)
+        spans.append(made._replace(trace_id=ids[:16], span_id=ids[16:24]))
+    beats = [
+        Heartbeat(span.trace_id, span.span_id, span.start_ns, span.start_ns + HOUR, "heating", None, False, 0, 0, 0, 0)
+        for span in (spans.pop() for _ in range(100))
+    ]
+    keep(database, spans, beats)
+    for times in (1, 2):
+        export(launch, collector, database)
+        sent(collector, 3000 * times)
+    kinds = Counter(span.kind for span in spans)
+    assert {kind: influxd.count(kind) for kind in ("request", "view", "heartbeat")} == {**kinds, "heartbeat": 100}
+    points = rows(influxd, '|> pivot(rowKey: ["_time"], columnKey: ["_field"], valueColumn: "_value")')
+    found = {
+        point["trace_state"]: (point["tailspan.kind"], point["duration_nano"], point.get("tailspan.timed"))
+        for point in points
+    }
+    wanted = {
+        f"{span.trace_id.hex()}-{span.span_id.hex()}": (
+            span.kind,
+            str(span.duration_ns or 0),
+            "false" if span.duration_ns is None else None,
+        )
+        for span in spans
+    }
+    assert found == wanted | {
+        f"{beat.trace_id.hex()}-{beat.span_id.hex()}": ("heartbeat", str(HOUR), None) for beat in beats
+    }
