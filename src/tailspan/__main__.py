@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -37,6 +38,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="The server's answer as JSO
 Service = Annotated[str | None, typer.Option(help="Only this service.")]
 User = Annotated[str | None, typer.Option(help="Only this login.")]
 Device = Annotated[str | None, typer.Option(help="Only this device, by name or stable id.")]
+TOKENS = Path("~/.config/tailspan")
 STATES = {"ok": "[green]ok[/green]", "look": "[yellow]look[/yellow]", "broken": "[red]broken[/red]"}
 
 
@@ -191,6 +193,34 @@ def export(
 
 
 app.command()(demo)
+setup = typer.Typer(no_args_is_help=True, help="Prepares what tailspan needs elsewhere.")
+app.add_typer(setup, name="setup")
+
+
+@setup.command()
+def influxdb(
+    tokens_to: Annotated[Path, typer.Option(help="The tokens go here: collector/token and server/token.")] = TOKENS,
+    first: Annotated[
+        bool, typer.Option("--first", help="A new InfluxDB: make its first user, whose token is the admin token.")
+    ] = False,
+    new_tokens: Annotated[
+        bool, typer.Option("--new-tokens", help="Replace the tokens of an earlier set-up, and revoke those.")
+    ] = False,
+) -> None:
+    """Makes a bucket for tailspan, a token that only writes and one that reads and deletes, and tries both.
+
+    \b
+    INFLUXDB_V2_URL=http://127.0.0.1:8086 INFLUXDB_V2_ADMIN_TOKEN_FILE=operator-token tailspan setup influxdb
+
+    As often as one likes: what is there stays. Bucket and organization: INFLUXDB_V2_BUCKET, INFLUXDB_V2_ORG,
+    TAILSPAN_RETENTION_DAYS. Without INFLUXDB_V2_ADMIN_TOKEN_FILE or INFLUXDB_V2_ADMIN_TOKEN it asks for the token.
+    """
+    from tailspan.setup import read_owner, set_up  # as above
+
+    settings = read_owner(first)
+    assert settings.influxdb  # or it had raised
+    folder = tokens_to.expanduser()
+    set_up(settings.influxdb, settings.retention_days, folder, print, first=first, new_tokens=new_tokens)
 
 
 def connect(settings: Settings) -> httpx.Client:

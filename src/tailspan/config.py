@@ -57,7 +57,7 @@ class Settings:
         }
         if "TAILSPAN_TOKEN_FILE" in given:
             values["token"] = _token(
-                "TAILSPAN_TOKEN_FILE", _content("TAILSPAN_TOKEN_FILE", given["TAILSPAN_TOKEN_FILE"])
+                "TAILSPAN_TOKEN_FILE", content("TAILSPAN_TOKEN_FILE", given["TAILSPAN_TOKEN_FILE"])
             )
         if environ.get("TS_SOCKET"):
             values["ts_socket"] = Path(environ["TS_SOCKET"])
@@ -86,7 +86,7 @@ def _influxdb(given: Mapping[str, str]) -> InfluxDB | None:
         return None
     found: dict[str, str | int] = {"url": _url("INFLUXDB_V2_URL", given["INFLUXDB_V2_URL"])}
     if "INFLUXDB_V2_TOKEN_FILE" in given:
-        found["token"] = _content("INFLUXDB_V2_TOKEN_FILE", given["INFLUXDB_V2_TOKEN_FILE"])
+        found["token"] = content("INFLUXDB_V2_TOKEN_FILE", given["INFLUXDB_V2_TOKEN_FILE"])
     elif "INFLUXDB_V2_TOKEN" in given:
         found["token"] = given["INFLUXDB_V2_TOKEN"]
     else:
@@ -123,7 +123,8 @@ def _token(key: str, value: str) -> str:
     )
 
 
-def _content(key: str, value: str) -> str:
+def content(key: str, value: str) -> str:
+    """Of the file that is the setting's value. Raises SettingError."""
     try:
         return Path(value).expanduser().read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as problem:
@@ -165,6 +166,7 @@ READERS: Final = {
 # read by the middleware in the services, which may share the environment
 CAPTURE_KEYS: Final = frozenset({"TAILSPAN_TRUSTED_PEERS"})
 INFLUXDB_KEYS: Final = frozenset(
-    f"INFLUXDB_V2_{name}" for name in ("URL", "ORG", "BUCKET", "TOKEN", "TOKEN_FILE", "TIMEOUT")
+    f"INFLUXDB_V2_{name}"
+    for name in ("URL", "ORG", "BUCKET", "TOKEN", "TOKEN_FILE", "TIMEOUT", "ADMIN_TOKEN", "ADMIN_TOKEN_FILE")
 )
 KEYS: Final = READERS.keys() | {"TAILSPAN_TOKEN_FILE"} | CAPTURE_KEYS | INFLUXDB_KEYS

@@ -2,6 +2,7 @@
 
     TailspanError            500
     ├── SettingError         a setting has a bad value; ends the command
+    ├── SetupError           InfluxDB cannot be set up; ends the command
     ├── QuestionError        422  a parameter of a question
     ├── AccessError          401  no token where one is needed
     │   ├── HostError        400  a Host this server does not answer to
@@ -53,6 +54,10 @@ def shape(
 
 class SettingError(TailspanError):
     code = "bad_setting"
+
+
+class SetupError(TailspanError):
+    code = "not_set_up"
 
 
 class QuestionError(TailspanError):
