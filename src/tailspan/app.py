@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from tailspan_otel import instrument, service_name
 
 from tailspan.access import Guard
+from tailspan.collector import Collector
 from tailspan.config import Settings
 from tailspan.endpoints import mounted, server
 from tailspan.errors import StoreError
@@ -25,6 +26,7 @@ from tailspan.respond import HANDLERS
 from tailspan.store.duckdb import DuckDB
 
 PURGE_EVERY_S: Final = 3600.0
+WATCH_EVERY_S: Final = 10.0
 
 log = logging.getLogger("tailspan")
 
@@ -37,14 +39,15 @@ def create_app(settings: Settings, store: DuckDB, clock: Callable[[], datetime] 
     """The server of one store, which the caller opens and closes. While it runs, it deletes what is too old."""
 
     inbox = Inbox(store, clock)
+    of = _sources(settings, store, LabelsFile(settings.settings))
     app = FastAPI(
         title="tailspan",
         summary="Who uses your tailnet services, from which device, doing what, and how fast.",
         version=version("tailspan"),
-        lifespan=lambda app: _purging(store, settings.retention_days, clock),
+        lifespan=lambda app: _working(of, store, settings.retention_days, clock),
         exception_handlers=HANDLERS,  # type: ignore[arg-type]  # Starlette's type knows one kind of exception a handler
     )
-    app.include_router(server(Sources(store, LabelsFile(settings.settings)), inbox, clock))
+    app.include_router(server(of, inbox, clock))
     app.add_middleware(Guard, settings=settings)
     app.state.inbox = inbox
     return app
@@ -60,12 +63,13 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
     settings = config or Settings.read()
     store = DuckDB(settings.db)
     labels = LabelsFile(settings.settings)
+    of = _sources(settings, store, labels)
     guard = Guard(_nothing, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         labels.documents.own = Document(service_name(app), "The OpenAPI document of this app", app.openapi)
-        async with _purging(store, settings.retention_days, clock):
+        async with _working(of, store, settings.retention_days, clock):
             yield
         store.close()
 
@@ -73,8 +77,12 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
         guard.check(request.scope, request.headers)
 
     routes = APIRouter(lifespan=lifespan, dependencies=[Depends(check)])
-    routes.include_router(mounted(Sources(store, labels), Inbox(store, clock), clock))
+    routes.include_router(mounted(of, Inbox(store, clock), clock))
     return routes
+
+
+def _sources(settings: Settings, store: DuckDB, labels: LabelsFile) -> Sources:
+    return Sources(store, labels, Collector(settings.collector_metrics) if settings.collector_metrics else None)
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,12 +95,23 @@ def know_viewers(app: FastAPI, clock: Callable[[], datetime] = utc_now) -> None:
 
 
 @asynccontextmanager
-async def _purging(store: DuckDB, days: int, clock: Callable[[], datetime]) -> AsyncIterator[None]:
-    purging = asyncio.create_task(_purge_by_itself(store, days, clock))
+async def _working(of: Sources, store: DuckDB, days: int, clock: Callable[[], datetime]) -> AsyncIterator[None]:
+    """What a server does unasked, while it runs."""
+    tasks = [asyncio.create_task(_purge_by_itself(store, days, clock))]
+    if of.collector:
+        tasks.append(asyncio.create_task(_watch_by_itself(of.collector, clock)))
     yield
-    purging.cancel()
-    with suppress(asyncio.CancelledError):
-        await purging
+    for task in tasks:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _watch_by_itself(collector: Collector, clock: Callable[[], datetime]) -> None:
+    """So that whoever asks once learns since when something is wrong."""
+    while True:
+        await asyncio.to_thread(collector.seen, clock())
+        await asyncio.sleep(WATCH_EVERY_S)
 
 
 async def _purge_by_itself(store: DuckDB, days: int, clock: Callable[[], datetime]) -> None:

@@ -64,7 +64,7 @@ def examine(settings: Settings, client: httpx.Client, environ: Mapping[str, str]
 
 
 def _source(source: dict[str, Any]) -> Iterator[Finding]:
-    state: dict[str, Literal["ok", "look", "broken"]] = {"ok": "ok", "no data yet": "look"}
+    state: dict[str, Literal["ok", "look", "broken"]] = {"ok": "ok", "no data yet": "look", "behind": "look"}
     yield Finding(source["name"], state.get(source["state"], "broken"), f"{source['state']}: {source['message']}")
     for service in source["services"]:
         if service["service"] != OWN_SERVICE:

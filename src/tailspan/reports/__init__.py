@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tailspan.collector import Collector, CollectorState
 from tailspan.errors import QuestionError, Trouble
 from tailspan.labels import LabelsFile
 from tailspan.query import nanoseconds
@@ -27,10 +28,14 @@ class Sources:
 
     store: Store
     labels: LabelsFile
+    collector: Collector | None = None  # the one before the store
 
     def told(self, now: datetime) -> "list[Source]":
-        """The state of each, for the answer. Of settings and OpenAPI documents only where there should be some."""
+        """The state of each, for the answer. Of what is optional, only where it should be there."""
         told = [_source(self.store.state(nanoseconds(now)))]
+        if self.collector:
+            seen = self.collector.seen(now)
+            told.append(Source(name="collector", state=seen.state, message=seen.message, newest=None))
         self.labels.read()
         if self.labels.path:
             told.append(Source(name="settings", state=self.labels.state, message=self.labels.message, newest=None))
@@ -73,7 +78,7 @@ class Source(BaseModel):
     """Where an answer comes from, and what is wrong with that."""
 
     name: str
-    state: Literal["ok", "no data yet", "ignored"] | Trouble
+    state: Literal["ok", "no data yet", "ignored"] | Trouble | CollectorState
     message: str
     newest: str | None = Field(None, description="When its newest request of a service began.")
     services: list[Service] = []
