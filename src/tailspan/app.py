@@ -23,6 +23,7 @@ from tailspan.openapi import Document
 from tailspan.query import nanoseconds
 from tailspan.reports import Sources
 from tailspan.respond import HANDLERS
+from tailspan.store import Store
 from tailspan.store.duckdb import DuckDB
 
 PURGE_EVERY_S: Final = 3600.0
@@ -36,9 +37,11 @@ def utc_now() -> datetime:
 
 
 def create_app(settings: Settings, store: DuckDB, clock: Callable[[], datetime] = utc_now) -> FastAPI:
-    """The server of one store, which the caller opens and closes. While it runs, it deletes what is too old."""
+    """The server of a database, which the caller opens and closes. While it runs, it deletes what is too old.
 
-    inbox = Inbox(store, clock)
+    Where the settings name an InfluxDB, answers come from there, and spans do not come here but to its collector.
+    """
+    inbox = None if settings.influxdb else Inbox(store, clock)
     of = _sources(settings, store, LabelsFile(settings.settings))
     app = FastAPI(
         title="tailspan",
@@ -77,12 +80,21 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
         guard.check(request.scope, request.headers)
 
     routes = APIRouter(lifespan=lifespan, dependencies=[Depends(check)])
-    routes.include_router(mounted(of, Inbox(store, clock), clock))
+    routes.include_router(mounted(of, None if settings.influxdb else Inbox(store, clock), clock))
     return routes
 
 
 def _sources(settings: Settings, store: DuckDB, labels: LabelsFile) -> Sources:
-    return Sources(store, labels, Collector(settings.collector_metrics) if settings.collector_metrics else None)
+    collector = Collector(settings.collector_metrics) if settings.collector_metrics else None
+    return Sources(_answering(settings, store), labels, collector)
+
+
+def _answering(settings: Settings, local: DuckDB) -> Store:
+    if settings.influxdb is None:
+        return local
+    from tailspan.store.influxdb import InfluxDB  # its client takes memory that only those who use it should spend
+
+    return InfluxDB(settings.influxdb, local)
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,7 +103,10 @@ async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
 
 def know_viewers(app: FastAPI, clock: Callable[[], datetime] = utc_now) -> None:
     """Records who asks the server itself, as any instrumented service would. Call it last."""
-    instrument(app, exporter=OwnSpans(app.state.inbox, clock))
+    if app.state.inbox:
+        instrument(app, exporter=OwnSpans(app.state.inbox, clock))
+    else:
+        instrument(app)  # by OTEL_EXPORTER_OTLP_ENDPOINT, to the collector
 
 
 @asynccontextmanager
@@ -105,6 +120,8 @@ async def _working(of: Sources, store: DuckDB, days: int, clock: Callable[[], da
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+    if not isinstance(of.store, DuckDB):  # that one is its opener's to close
+        of.store.close()
 
 
 async def _watch_by_itself(collector: Collector, clock: Callable[[], datetime]) -> None:

@@ -18,7 +18,7 @@ from tailspan.errors import BucketError, ServerError, SlowError, StoreError, Tok
 from tailspan.flux import Stream
 from tailspan.query import Range
 
-PLAIN: Final = Dialect(header=True, delimiter=",", annotations=[], date_time_format="RFC3339Nano")  # type: ignore[no-untyped-call]  # of a client without types
+PLAIN: Final = Dialect(header=True, delimiter=",", annotations=[], date_time_format="RFC3339Nano")
 # of what comes and goes by itself; a question changes nothing, and so may be asked again
 AGAIN: Final = Retry(total=2, read=0, backoff_factor=0.3, status_forcelist=(429, 502, 503, 504), allowed_methods=None)
 MEASURED: Final = 100
@@ -41,7 +41,7 @@ class Bucket:
         )
 
     def close(self) -> None:
-        self._client.close()  # type: ignore[no-untyped-call]  # likewise
+        self._client.close()
 
     @contextmanager
     def ask(self, stream: Stream, ranges: Sequence[Range]) -> Iterator[Iterator[bytes]]:

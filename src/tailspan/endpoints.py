@@ -1,16 +1,16 @@
 """The HTTP endpoints. Plain functions, run in threads: a store's answer takes a while."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from importlib.metadata import version
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from tailspan import reports
-from tailspan.errors import QuestionError
+from tailspan.errors import DeliveryError, QuestionError, Trouble
 from tailspan.inbox import Counts, Inbox
 from tailspan.reports import Sources
 from tailspan.reports.access_logs import AccessLogs, AccessLogsParams, access_logs, log
@@ -171,32 +171,46 @@ def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
     return routes
 
 
-def mounted(of: Sources, inbox: Inbox, clock: Callable[[], datetime]) -> APIRouter:
+def mounted(of: Sources, inbox: Inbox | None, clock: Callable[[], datetime]) -> APIRouter:
     """For a host's own app: the answers, and the way in under the same prefix."""
     routes = analytics(of, clock)
     routes.add_api_route(
-        ANALYTICS_OTLP_PATH.removeprefix("/analytics"), inbox.receive, methods=["POST"], include_in_schema=False
+        ANALYTICS_OTLP_PATH.removeprefix("/analytics"), _way_in(inbox), methods=["POST"], include_in_schema=False
     )
     return routes
 
 
-def server(of: Sources, inbox: Inbox, clock: Callable[[], datetime]) -> APIRouter:
+def server(of: Sources, inbox: Inbox | None, clock: Callable[[], datetime]) -> APIRouter:
     """For `tailspan serve`: the answers, the way in where OTLP has it, and the server's own health."""
     routes = APIRouter()
-    routes.add_route(OTLP_PATH, inbox.receive, methods=["POST"])  # no FastAPI around it: it is called most, and fast
+    routes.add_route(OTLP_PATH, _way_in(inbox), methods=["POST"])  # no FastAPI around it: it is called most, and fast
     routes.include_router(analytics(of, clock))
 
     @routes.get("/healthz", responses={503: {"model": Health, "description": "The store cannot be read"}})
     def healthz(response: Response) -> Health:
         """Whether the server lives and its store can be read, and what came in since it started."""
         sources = of.told(clock())
-        broken = any(source.state == "unreadable" for source in sources)
+        broken = sources[0].state in get_args(Trouble)
         response.status_code = 503 if broken else 200
         return Health(
-            status="broken" if broken else "ok", version=version("tailspan"), received=inbox.counts, sources=sources
+            status="broken" if broken else "ok",
+            version=version("tailspan"),
+            received=inbox.counts if inbox else Counts(),
+            sources=sources,
         )
 
     return routes
+
+
+def _way_in(inbox: Inbox | None) -> Callable[[Request], Awaitable[Response]]:
+    return inbox.receive if inbox else _elsewhere
+
+
+async def _elsewhere(request: Request) -> Response:
+    raise DeliveryError(
+        "This server answers from InfluxDB, and takes no spans itself.",
+        fix="Send them to the collector before it: OTEL_EXPORTER_OTLP_ENDPOINT, port 4318 by default.",
+    )
 
 
 def _formatted(request: Request, answering: Callable[[list[tuple[str, str]]], Answer]) -> Answer:

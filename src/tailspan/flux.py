@@ -311,8 +311,9 @@ class _Filters:
 
     def sums(self, question: Aggregate, columns: list[str], *where: str) -> Part:
         """Of each combination of the columns; where hours are asked for, of each series and quarter of an hour."""
-        hourly = {"hour", "hour_of_day"} & {*question.dimensions}
-        before = f"|> window(every: {HOUR})" if hourly else f"|> group(columns: {_list(columns)})"
+        before = f"|> group(columns: {_list(columns)})"
+        if {"hour", "hour_of_day"} & {*question.dimensions}:
+            before, columns = f"|> window(every: {HOUR})", list(TAGS)
         sums = dict.fromkeys(["count", *(one for metric in question.metrics for one in SUMS.get(metric, ()))])
         terms = (*where, *self.terms)
         return Part(tuple(_stream(how, terms, f"{before} |> {how}()", self.values, columns) for how in sums))

@@ -92,7 +92,7 @@ HOLDERS: Final = """
 BEATS: Final = f"""
     SELECT unhex(split_part(trace_state, '-', 1)) AS trace_id, unhex(split_part(trace_state, '-', 2)) AS span_id,
            at_ns AS start_ns, end_time_unix_nano::BIGINT AS end_ns,
-           coalesce(stream_attributes.service, 'unknown_service') AS service, stream_attributes.environment AS environment,
+           coalesce(service, 'unknown_service') AS service, environment,
            coalesce({_json("tailspan.stopped")} = 'true', false) AS stopped,
            {
     ", ".join(

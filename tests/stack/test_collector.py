@@ -1,22 +1,18 @@
 """collector-config.yaml in the real collector before the real InfluxDB: what each part of it is for."""
 
 import random
-import re
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from tailspan_otel import attributes as names
-from tailspan_otel.traffic import ASSET_ENDING
 
 from tailspan.ingest import otlp
 from tailspan.span import Span
-from tests.stack.engines import ROOT, Collector, Influxd, program, until
+from tests.stack.engines import ROOT, Collector, Influxd, until
 from tests.stack.pipeline import OURS, START_NS, Row, body, id_of, ids, post, rows, send, span
 
 CONFIG: Final = (ROOT / "collector-config.yaml").read_text("utf-8")
@@ -72,7 +68,7 @@ Start = Callable[..., Collector]
 
 @pytest.fixture
 def start(tmp_path: Path, influxd: Influxd) -> Iterator[Start]:
-    """Starts a collector of its own: with other settings, with `config` in the file's place, with a second file `more`."""
+    """Starts its own collector: with other settings, with `config` in its place, with a second file `more`."""
     started: list[Collector] = []
 
     def run(config: str = CONFIG, more: str = "", **environment: str) -> Collector:
@@ -328,7 +324,7 @@ POISONED: Final[dict[str, dict[str, Any]]] = {
     },
     "no character": {"user.name": ""},
     "characters of all planes": {"user.name": "zoë 漢字 🦊 \u2028 \u202e \ufffd \ufeff"},
-    "a map": {"tailscale.node": {"a": {"b": [1.5, None or "x"]}}},
+    "a map": {"tailscale.node": {"a": {"b": [1.5, "x"]}}},
     "bytes": {"tailscale.node": b"\xff\n"},
     "NaN": {"tailspan.visible_ms": float("nan"), "other": float("nan"), "tailscale.tags": [float("nan")]},
     "infinity": {"http.response.status_code": float("inf")},
@@ -417,7 +413,8 @@ def hostile(dice: random.Random) -> dict[str, Any]:
 def test_ten_thousand_hostile_spans_are_kept_as_the_embedded_store_reads_them_and_cost_no_other(
     influxd: Influxd, collector: Collector
 ) -> None:
-    dice, wanted = random.Random(5), {}
+    dice = random.Random(5)
+    wanted: dict[str, Any] = {}
     for batch in range(100):
         first = 1 + batch * 200
         bad = [span(first + 2 * n, hostile(dice), name="\n", trace_state="\n") for n in range(100)]

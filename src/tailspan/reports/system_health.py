@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
@@ -65,7 +66,7 @@ class HealthOfDay(BaseModel):
 
 
 class QueryTimes(BaseModel):
-    """How long the store took for the questions of this answer, in ms."""
+    """How long questions took, in ms."""
 
     mean_ms: float
     max_ms: float
@@ -80,10 +81,10 @@ class SystemHealth(BaseModel):
     slowest_endpoints: list[dict[str, str]] = Field(description=f"The {SLOWEST} slowest by p95: [{{endpoint: p95}}].")
     error_rate: ErrorRate
     data_freshness: str | None = Field(description="Age of the service's newest request; null where there is none.")
-    influxdb_status: str
-    influxdb_query_times: QueryTimes | None
+    influxdb_status: str = Field(description='"healthy", what is wrong with it, or "not used".')
+    influxdb_query_times: QueryTimes | None = Field(description="Of the newest 100 of what InfluxDB was asked.")
     store_status: str
-    store_query_times: QueryTimes
+    store_query_times: QueryTimes | None
     history: list[HealthOfDay]
     more: dict[str, int] = MORE
     zone: str
@@ -133,12 +134,10 @@ def system_health(of: Sources, params: SystemHealthParams, now: datetime) -> Sys
             overall=overall["error_rate"], by_endpoint={group["endpoint"]: group["error_rate"] for group in errors.rows}
         ),
         data_freshness=None if newest is None else ago((nanoseconds(now) - newest) / 1e9),
-        influxdb_status="not used",
-        influxdb_query_times=None,
+        influxdb_status=_influxdb(of.store.name, sources[0].state),
+        influxdb_query_times=_query_times(of.store.took_ms),
         store_status=sources[0].state,
-        store_query_times=QueryTimes(
-            mean_ms=round(sum(ask.took_ms) / len(ask.took_ms), 1), max_ms=round(max(ask.took_ms), 1)
-        ),
+        store_query_times=_query_times(ask.took_ms),
         history=[
             HealthOfDay(
                 day=day,
@@ -154,6 +153,18 @@ def system_health(of: Sources, params: SystemHealthParams, now: datetime) -> Sys
         zone=labels.zone,
         sources=sources,
     )
+
+
+def _influxdb(store: str, state: str) -> str:
+    if store != "influxdb":
+        return "not used"
+    return "healthy" if state == "ok" else state
+
+
+def _query_times(took_ms: Sequence[float]) -> QueryTimes | None:
+    if not took_ms:
+        return None
+    return QueryTimes(mean_ms=round(sum(took_ms) / len(took_ms), 1), max_ms=round(max(took_ms), 1))
 
 
 def _lives(

@@ -42,7 +42,11 @@ class State:
 
 
 class Store(Protocol):
-    took_ms: Sequence[float]  # what it took to ask InfluxDB, of the newest questions; empty where there is none
+    @property
+    def name(self) -> Literal["duckdb", "influxdb"]: ...
+    @property
+    def took_ms(self) -> list[float]:
+        """How long InfluxDB took, for the newest 100 of what it was asked; empty where there is none."""
 
     @overload
     def run(self, query: Rows, /) -> list[Span]: ...
@@ -70,6 +74,9 @@ class Store(Protocol):
 
     def forget(self, login: str) -> int:
         """Deletes everything kept of that login, and counts the requests and views of that. Raises StoreError."""
+
+    def close(self) -> None:
+        """Nothing is asked after that."""
 
 
 def services(

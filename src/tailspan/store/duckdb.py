@@ -107,7 +107,8 @@ BEATEN: Final = """
 class DuckDB:
     """Opens the file, or makes it. Raises LockedError where another process holds it, else StoreError."""
 
-    took_ms: Sequence[float] = ()
+    name: Final = "duckdb"
+    took_ms: Final[list[float]] = []
 
     def __init__(self, path: Path) -> None:
         self.path = path

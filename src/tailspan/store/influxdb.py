@@ -47,9 +47,10 @@ class Kept(NamedTuple):
 class InfluxDB:
     """Asks one bucket. `local` keeps what InfluxDB does not: devices that were learned elsewhere."""
 
+    name: Final = "influxdb"
+
     def __init__(self, settings: Settings, local: DuckDB) -> None:
         self.bucket = Bucket(settings)
-        self.took_ms = self.bucket.took_ms
         self._local = local
         self._folder = Path(tempfile.mkdtemp(prefix="tailspan-"))
         self._connection = duckdb.connect(str(self._folder / "kept.duckdb"), config=OPTIONS)
@@ -68,6 +69,10 @@ class InfluxDB:
         self.bucket.close()
         self._connection.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def took_ms(self) -> list[float]:
+        return list(self.bucket.took_ms)
 
     @overload
     def run(self, query: Rows) -> list[Span]: ...
@@ -166,7 +171,7 @@ class InfluxDB:
             self._tables += 1
             made[piece] = f"piece_{self._tables}"
             cursor.execute(
-                f"CREATE TABLE {made[piece]} AS SELECT {', '.join(points.KEPT)} FROM arrived "
+                f"CREATE TABLE {made[piece]} AS SELECT {', '.join(points.KEPT)} FROM arrived "  # noqa: S608  # names are ours
                 "WHERE start_ns >= ? AND start_ns < ?",
                 list(piece),
             )
