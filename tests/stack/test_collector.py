@@ -1,7 +1,13 @@
 """collector-config.yaml in the real collector before the real InfluxDB: what each part of it is for."""
 
 import random
+import re
+import ssl
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +18,7 @@ from tailspan_otel import attributes as names
 
 from tailspan.ingest import otlp
 from tailspan.span import Span
-from tests.stack.engines import ROOT, Collector, Influxd, until
+from tests.stack.engines import ROOT, Collector, Engine, Influxd, free_port, until
 from tests.stack.pipeline import OURS, START_NS, Row, body, id_of, ids, post, rows, send, span
 
 CONFIG: Final = (ROOT / "collector-config.yaml").read_text("utf-8")
@@ -68,7 +74,7 @@ Start = Callable[..., Collector]
 
 @pytest.fixture
 def start(tmp_path: Path, influxd: Influxd) -> Iterator[Start]:
-    """Starts its own collector: with other settings, with `config` in its place, with a second file `more`."""
+    """Starts a collector of its own: other settings, `config` in the file's place, a second file `more`."""
     started: list[Collector] = []
 
     def run(config: str = CONFIG, more: str = "", **environment: str) -> Collector:
@@ -316,6 +322,7 @@ POISONED: Final[dict[str, dict[str, Any]]] = {
     "NUL and DEL": {"tailscale.node": "\0\x7f"},
     "a backslash at the end": {"tailspan.page": "/a\\"},
     "a backslash where it is cut": {"tailspan.page": "x" * 1023 + "\\\\"},
+    "a backslash, a space and a quote": {"tailspan.page": '/a\\ "b'},
     "only backslashes": {"tailspan.card": "\\\\\\"},
     "70,000 characters": {"user.name": "x" * 70_000},
     "a list of 70,000 characters": {"user.name": ["x" * 70_000]},
@@ -359,72 +366,155 @@ def test_text_that_is_no_utf_8_costs_nothing(influxd: Influxd, collector: Collec
     assert (found[id_of(bad)].tags["user.name"], found[id_of(bad)].attributes["url.path"]) == ("   (ok!!", "/   (ok!!")
 
 
-def hostile(dice: random.Random) -> dict[str, Any]:
-    """Attributes of a span that nobody meant well."""
-    text = (
-        "\n",
-        "\t",
-        "\0",
-        "\\",
-        "\x7f",
-        "\x85",
-        "\u2028",
-        "\ufffd",
-        "\ufeff",
-        "🦊",
-        "ü",
-        '"',
-        "'",
-        ",",
-        "=",
-        " ",
-        "$",
-        "{",
-        "%",
-        "#",
-        "a",
-    )
-    lengths = (0, 1, 1, 2, 5, 20, 20, 300, 1023, 1024, 1025, 3000)
-
-    def word() -> str:
-        return "".join(dice.choices(text, k=dice.choice(lengths)))
-
-    def value() -> Any:
-        numbers: tuple[Any, ...] = (0, -1, 200, 2**63 - 1, -(2**63), float("nan"), float("-inf"), 1e300, True, False)
-        shapes: tuple[Any, ...] = (word(), word(), word(), word().encode(), [word()], [], {}, {"a": [float("nan")]})
-        return dice.choice((*shapes, dice.choice(numbers)))
-
-    known = (
-        *EVERY_TAG,
-        *FIELDS,
-        *otlp.WANTED,
-        "http.target",
-        "http.url",
-        "url.full",
-        "net.peer.ip",
-        "span.name",
-        word(),
-    )
-    base = dice.choice((OURS, OURS, FOREIGN, SERVE, {}, EVERY_TAG))
-    changed = {key: value() for key in dice.sample(known, dice.randrange(1, 12)) if key != names.TAGS}
-    return base | changed | ({} if dice.random() < 0.9 else {names.KIND: dice.choice(("heartbeat", "view", "x", 5))})
+CHARACTERS: Final = (*"\n\t\0\\\x7f\x85\u2028\ufffd\ufeff🦊ü\"',= ${%#/a", "\\ ", '"')
+LENGTHS: Final = (0, 1, 2, 5, 20, 300, 1023, 1024, 1025, 3000)
+NUMBERS: Final = (0, -1, 200, 2**63 - 1, -(2**63), float("nan"), float("-inf"), 1e300, True, False)
+NAMES: Final = (*EVERY_TAG, *FIELDS, *otlp.WANTED, "http.target", "http.url", "url.full", "span.name", "x")
 
 
-def test_ten_thousand_hostile_spans_are_kept_as_the_embedded_store_reads_them_and_cost_no_other(
+def hostile(dice: random.Random) -> Iterator[dict[str, Any]]:
+    """Attributes of spans that nobody meant well."""
+    words = ["".join(dice.choices(CHARACTERS, k=dice.choice(LENGTHS))) for _ in range(300)]
+    while True:
+        word = dice.choice(words)
+        values: tuple[Any, ...] = (
+            word,
+            word,
+            word,
+            word,
+            dice.choice(NUMBERS),
+            word.encode(),
+            [word],
+            [],
+            {},
+            {"a": [float("nan")]},
+        )
+        base = dice.choice((OURS, OURS, FOREIGN, SERVE, {}, EVERY_TAG))
+        changed = {key: dice.choice(values) for key in dice.sample(NAMES, dice.randrange(1, 12)) if key != names.TAGS}
+        yield base | changed | ({names.KIND: dice.choice(("heartbeat", "view", "x", 5))} if dice.random() < 0.1 else {})
+
+
+def test_hostile_spans_are_kept_as_the_embedded_store_reads_them_and_cost_no_other(
     influxd: Influxd, collector: Collector
 ) -> None:
-    dice = random.Random(5)
-    wanted: dict[str, Any] = {}
-    for batch in range(100):
-        first = 1 + batch * 200
-        bad = [span(first + 2 * n, hostile(dice), name="\n", trace_state="\n") for n in range(100)]
-        good = [span(first + 2 * n + 1) for n in range(100)]
-        mixed = [one for pair in zip(bad, good, strict=True) for one in pair]
-        content = body(mixed, deployment_environment="a\nb\\")
+    bad, wanted = hostile(random.Random(5)), dict[str, Span]()
+    for first in range(1, 20_000, 1_000):  # 10,000 of them, each before a good one
+        pairs = [(span(n, next(bad), name="\n", trace_state="\n"), span(n + 1)) for n in range(first, first + 1_000, 2)]
+        content = body([one for pair in pairs for one in pair], deployment_environment="a\nb\\")
         wanted |= read(content)
         assert post(collector.endpoint, content).status_code == 200
     arrived(influxd, len(wanted), collector)
     assert len(wanted) > 15_000
     assert {key: record(row) for key, row in rows(influxd).items() if row.tags[names.KIND] == "request"} == wanted
     assert collector.metric("otelcol_exporter_send_failed_spans") == 0
-    assert collector.log.read_text("utf-8").count("error") == 0
+    assert [line for line in collector.log.read_text("utf-8").splitlines() if "\terror\t" in line] == []
+
+
+def test_spans_in_whole_milliseconds_do_not_overwrite_each_other(influxd: Influxd, collector: Collector) -> None:
+    spans = [span(n, start_ns=START_NS + n // 20 * 10**6) for n in range(1, 10_001)]
+    send(collector.endpoint, spans)
+    arrived(influxd, len(spans), collector)
+    found = rows(influxd)
+    later = [found[id_of(one)].start_ns - one.start_time_unix_nano for one in spans]
+    assert min(later) >= 0 and max(later) < 2**20
+    assert {row.fields["duration_nano"] for row in found.values()} == {"5000000"}
+
+
+def test_a_batch_delivered_three_times_is_there_once(influxd: Influxd, collector: Collector) -> None:
+    spans = [span(n, {**OURS, "http.route": f"/{n}"}, start_ns=START_NS + n % 2) for n in range(1, 101)]
+    for _ in range(3):
+        send(collector.endpoint, spans)
+    until(lambda: collector.metric("otelcol_exporter_sent_spans") == 300, "not all were sent", collector.said)
+    assert sorted(ids(influxd)) == sorted(map(id_of, spans))
+
+
+def test_each_process_has_one_heartbeat_whose_newest_beat_stays(influxd: Influxd, collector: Collector) -> None:
+    beat = {"tailspan.kind": "heartbeat", "tailspan.source": "live", "tailspan.schema": 1, "http.route": None}
+    for minute in (1, 2, 3):
+        counts = {"tailspan.stopped": minute == 3, "tailspan.dropped": minute, "tailspan.open_requests": 5 - minute}
+        spans = [span(n, beat | counts, start_ns=START_NS) for n in (1, 2)]  # of two processes, at the same moment
+        for one in spans:
+            one.end_time_unix_nano = START_NS + minute * 60 * 10**9
+        send(collector.endpoint, spans)
+    until(lambda: collector.metric("otelcol_exporter_sent_spans") == 6, "not all were sent", collector.said)
+    found = rows(influxd)
+    assert {key: (row.fields["duration_nano"], row.attributes) for key, row in found.items()} == {
+        id_of(span(n)): (
+            str(180 * 10**9),
+            {"tailspan.stopped": True, "tailspan.dropped": 3, "tailspan.open_requests": 2, "tailspan.schema": 1},
+        )
+        for n in (1, 2)
+    }
+    assert [row.tags for row in found.values()] == [
+        {"service.name": "dashboard", "tailspan.kind": "heartbeat", "tailspan.source": "live"}
+    ] * 2
+
+
+def test_with_the_token_switched_on_only_its_bearer_delivers(influxd: Influxd, start: Start) -> None:
+    collector = start(CONFIG.replace("#token ", ""), TAILSPAN_COLLECTOR_TOKEN="a-token-of-the-tests")
+    tokens: list[dict[str, str]] = [
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Bearer a-token-of-the-tests"},
+    ]
+    answers = [post(collector.endpoint, body([span(n)]), headers=given) for n, given in enumerate(tokens, 1)]
+    assert [answer.status_code for answer in answers] == [401, 401, 200]
+    arrived(influxd, 1, collector)
+    assert ids(influxd) == [id_of(span(3))]
+
+
+def test_with_tls_switched_on_spans_come_encrypted_only(influxd: Influxd, start: Start, tmp_path: Path) -> None:
+    certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    made = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
+    names_ = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    subprocess.run(["openssl", *made, *names_, "-out", certificate, "-keyout", key], check=True, capture_output=True)
+    collector = start(CONFIG.replace("#tls ", ""), TAILSPAN_COLLECTOR_CERT=certificate, TAILSPAN_COLLECTOR_KEY=key)
+    verify = ssl.create_default_context(cafile=certificate)
+    assert post(collector.endpoint, body([span(1)])).status_code == 400
+    assert post(collector.endpoint.replace("http", "https"), body([span(2)]), verify=verify).status_code == 200
+    arrived(influxd, 1, collector)
+    assert ids(influxd) == [id_of(span(2))]
+
+
+def test_a_second_pipeline_brings_the_same_spans_to_tailspan_serve(
+    influxd: Influxd, start: Start, tmp_path: Path
+) -> None:
+    url, token = f"http://127.0.0.1:{free_port()}", "a-token-of-the-tests"
+    settings = {"TAILSPAN_LISTEN": url.removeprefix("http://"), "TAILSPAN_DB": str(tmp_path / "db")}
+    server = Engine(
+        *(sys.executable, "-m", "tailspan", "serve"),
+        log=tmp_path / "serve.log",
+        ready=f"{url}/healthz",
+        environment={**settings, "TAILSPAN_TOKEN": token, "TS_SOCKET": "/nonexistent"},
+    )
+    collector = start(more=(ROOT / "collector-serve.yaml").read_text("utf-8"), TAILSPAN_URL=url, TAILSPAN_TOKEN=token)
+    now_ns = time.time_ns() // 10**6 * 10**6 - 60 * 10**9
+    spans = [span(1, start_ns=now_ns), span(2, SERVE, start_ns=now_ns)]
+    send(collector.endpoint, spans)
+    arrived(influxd, 2, collector)
+    server.start()  # what it missed waits for it
+    try:
+        asked = f"{url}/analytics/access-logs?service=dashboard"
+        until(lambda: len(httpx.get(asked).json()["logs"]) == 2, "not both arrived", server.said)
+        logs = httpx.get(asked).json()["logs"]
+    finally:
+        server.end()
+    told = {f"{log['trace_id']}-{log['span_id']}": (log["timestamp"], log["user"]) for log in logs}
+    began = datetime.fromtimestamp(now_ns / 10**9, UTC).strftime("%FT%T.%f")[:-3] + "Z"
+    assert told == {id_of(one): (began, ANA) for one in spans}
+
+
+def test_the_configuration_speaks_of_the_same_names_and_paths_as_the_code() -> None:
+    [kept] = re.findall(r"keep_keys\(span\.attributes, \[(.*?)\]\)", CONFIG, re.DOTALL)
+    stored = set(re.findall(r'"([^"]+)"', kept))
+    of_resource = {names.SERVICE, names.ENVIRONMENT}
+    assert stored | of_resource == {*EVERY_TAG, *FIELDS} | {
+        *(names.STOPPED, names.FORGED, names.UNPROVEN, names.DROPPED, names.OPEN_REQUESTS)
+    }
+    dimensions = re.findall(
+        r"^      - ([a-z._]+)$", CONFIG.partition("span_dimensions:")[2].partition("sending")[0], re.M
+    )
+    assert dimensions == list(EVERY_TAG)
+    assert ASSET_ENDING.pattern.replace("\\", "\\\\") + "$" in CONFIG
+    [methods] = re.findall(r"\^\(([A-Z|]+)\)\$", CONFIG)
+    assert set(methods.split("|")) == names.METHODS

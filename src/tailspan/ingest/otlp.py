@@ -200,7 +200,7 @@ def _read_resource(
 def _is_ours(span: Any, kind: object, values: dict[str, Any]) -> bool:
     if kind is not None:
         return kind in ("request", "view", "heartbeat")
-    return span.kind == REQUEST and (names.METHOD in values or "http.method" in values)
+    return span.kind == REQUEST and _first(values, names.METHOD) is not None
 
 
 def _check(trace_id: bytes, span_id: bytes, parent_id: bytes | None, start_ns: int, end_ns: int, now_ns: int) -> None:
@@ -221,7 +221,7 @@ def _about(values: dict[str, Any], fixed: str | None, trusted: tuple[Network, ..
 
     `fixed` is the traffic that the path tells, for a span that does not tell it.
     """
-    who = values if names.KIND in values else _foreign(values, trusted)
+    who = values if values.get(names.KIND) is not None else _foreign(values, trusted)
     is_view = values.get(names.KIND) == "view"
     method = _text(_first(values, names.METHOD))
     return (
@@ -265,6 +265,8 @@ def _value(value: AnyValue) -> Any:
     which = value.WhichOneof("value")
     if which == "array_value":  # tags, headers
         return tuple(map(_value, value.array_value.values))
+    if which == "kvlist_value" or (which == "bytes_value" and value.bytes_value):
+        return ()  # something, but nothing that is wanted
     return getattr(value, which) if which in ("string_value", "int_value", "bool_value", "double_value") else None
 
 
@@ -288,13 +290,13 @@ def _tags(value: Any) -> str | None:
 def _text(value: Any) -> str | None:
     """None for what is no text. Else as collector-config.yaml cleans it, where the reasons are.
 
-    That is: a space for each control character and U+FFFD, MAX_LENGTH bytes at most, no backslash at the end.
+    That is: a space for each control character and U+FFFD, a slash for each backslash, MAX_LENGTH bytes at most.
     """
     if not isinstance(value, str):
         return None
     if len(value) > names.MAX_LENGTH // 4 or not (value.isascii() and value.isprintable()):
         value = BROKEN.sub(" ", value).encode()[: names.MAX_LENGTH].decode(errors="ignore")
-    return (value.rstrip("\\") + "/" if value.endswith("\\") else value) or None
+    return value.replace("\\", "/") or None
 
 
 def _status(value: Any) -> int | None:
@@ -304,12 +306,12 @@ def _status(value: Any) -> int | None:
 
 
 def _small(value: Any) -> int:
-    return value if isinstance(value, int) and 0 <= value < 2**15 else 0
+    return value if type(value) is int and 0 <= value < 2**15 else 0
 
 
 def _visible(value: Any) -> int | None:
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if type(value) is int and value >= 0 else None
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0
+    return value if type(value) is int and value >= 0 else 0
