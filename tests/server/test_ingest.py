@@ -219,6 +219,15 @@ def test_foreign_spans_that_differ_in_their_path_only_differ_in_their_traffic(cl
     }
 
 
+def test_a_value_of_a_wrong_type_is_not_taken_for_the_right_one_of_the_span_before(client: TestClient) -> None:
+    wrong = {**ANA, "tailspan.identity.proven": 0, "http.route": ["/dashboard"], "http.response.status_code": True}
+    right = {**ANA, "tailspan.identity.proven": False}
+    spans = [span(n, attributes) for n, attributes in enumerate((right, wrong, right), 1)]
+    client.post("/v1/traces", json=export(*spans))
+    told = [(log["proven"], log["endpoint"], log["status"]) for log in logs(client)]
+    assert sorted(told, key=str) == [(False, "/dashboard", 200), (False, "/dashboard", 200), (True, "/dashboard", None)]
+
+
 def test_the_old_name_of_the_environment_is_read(client: TestClient) -> None:
     message = export(span(1), environment="staging")
     message["resourceSpans"][0]["resource"]["attributes"][1]["key"] = "deployment.environment"

@@ -186,7 +186,8 @@ def _read_resource(
                 continue
             path = _path(values)
             fixed = None if kind and _text(values.get(names.TRAFFIC)) else fixed_traffic(path or "")
-            wanted = (fixed, *map(values.get, WANTED))
+            types = (type(values.get(names.SCHEMA)), type(values.get(names.PROVEN)))  # to a dictionary True is 1
+            wanted = (fixed, *types, *map(values.get, WANTED))
             about = known.get(wanted)
             if about is None:
                 about = known[wanted] = (service, environment, *_about(values, fixed, trusted))
@@ -265,9 +266,9 @@ def _value(value: AnyValue) -> Any:
     which = value.WhichOneof("value")
     if which == "array_value":  # tags, headers
         return tuple(map(_value, value.array_value.values))
-    if which == "kvlist_value" or (which == "bytes_value" and value.bytes_value):
+    if which in ("kvlist_value", "double_value") or (which == "bytes_value" and value.bytes_value):
         return ()  # something, but nothing that is wanted
-    return getattr(value, which) if which in ("string_value", "int_value", "bool_value", "double_value") else None
+    return getattr(value, which) if which in ("string_value", "int_value", "bool_value") else None
 
 
 def _first(values: dict[str, Any], name: str) -> Any:
