@@ -82,14 +82,18 @@ class Capture:
             )
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def told() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":  # before the app closes what its exporter may write to
+                await asyncio.to_thread(self.recorder.stop)
+            return message
+
         async def observed(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
                 self.recorder.start()
-            elif message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-                await asyncio.to_thread(self.recorder.stop)
             await send(message)
 
-        await self.app(scope, receive, observed)
+        await self.app(scope, told, observed)
 
 
 def _foreign_span(around: Context) -> Any:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Final
 
 from fastapi import APIRouter, Depends, FastAPI, Request
+from opentelemetry.sdk.trace.export import SpanExporter
 from starlette.types import Receive, Scope, Send
 from tailspan_otel import instrument, service_name
 
@@ -17,7 +18,7 @@ from tailspan.collector import Collector
 from tailspan.config import Settings
 from tailspan.endpoints import mounted, server
 from tailspan.errors import StoreError
-from tailspan.inbox import Inbox, OwnSpans
+from tailspan.inbox import Inbox, InProcess, OwnSpans
 from tailspan.labels import LabelsFile
 from tailspan.openapi import Document
 from tailspan.query import nanoseconds
@@ -56,8 +57,16 @@ def create_app(settings: Settings, store: DuckDB, clock: Callable[[], datetime] 
     return app
 
 
-def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_now) -> APIRouter:
-    """The same answers in a FastAPI app of your own, under /analytics/; spans come in at /analytics/v1/traces.
+class Router(APIRouter):
+    """`exporter` takes the spans of the app itself: `instrument(app, exporter=analytics.exporter)`."""
+
+    exporter: SpanExporter | None  # None where they go to a collector: what instrument() does by itself
+
+
+def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_now) -> Router:
+    """The same answers in a FastAPI app of your own, under /analytics/.
+
+    Spans of the app itself come in by the router's `exporter`, other services' at /analytics/v1/traces.
 
     Opens the database now and closes it when the app ends. `config` is read from the environment by default. Who may
     ask is as with `tailspan serve`: a process of this machine, or the token. Features of the app's own service are
@@ -65,6 +74,7 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
     """
     settings = config or Settings.read()
     store = DuckDB(settings.db)
+    inbox = None if settings.influxdb else Inbox(store, clock)
     labels = LabelsFile(settings.settings)
     of = _sources(settings, store, labels)
     guard = Guard(_nothing, settings)
@@ -79,8 +89,9 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
     def check(request: Request) -> None:
         guard.check(request.scope, request.headers)
 
-    routes = APIRouter(lifespan=lifespan, dependencies=[Depends(check)])
-    routes.include_router(mounted(of, None if settings.influxdb else Inbox(store, clock), clock))
+    routes = Router(lifespan=lifespan, dependencies=[Depends(check)])
+    routes.exporter = InProcess(inbox, clock) if inbox else None
+    routes.include_router(mounted(of, inbox, clock))
     return routes
 
 

@@ -1,15 +1,42 @@
 """The answers inside a host's own app, as docs/query.md shows it."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from tests.conftest import Launch
+from tests.server.conftest import Serving
 from tests.server.spans import export, span
 
 DOCS = Path(__file__).parents[2] / "docs" / "query.md"
+
+
+HOSTING = """
+import socket, uvicorn
+from fastapi import FastAPI
+
+app = FastAPI()
+
+@app.get("/prices/{day}")
+def prices(day: int) -> int:
+    return day
+
+%s
+listening = socket.create_server(("127.0.0.1", 0))
+print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
+uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+"""
+
+
+def snippet(start: str) -> str:
+    """The one of the documentation that starts so."""
+    [found] = re.findall(rf"```python\n({start}.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+    return str(found)
 
 
 @pytest.fixture
@@ -17,8 +44,7 @@ def host(database: Path, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     """An app made by the two lines of the documentation."""
     monkeypatch.setenv("TAILSPAN_DB", str(database))
     app = FastAPI()
-    [snippet] = re.findall(r"```python\n(import tailspan\n.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
-    exec(compile(snippet, "docs/query.md", "exec"), {"app": app})
+    exec(compile(snippet("import tailspan\n\n"), "docs/query.md", "exec"), {"app": app})
     return app
 
 
@@ -51,3 +77,24 @@ def test_in_a_hosts_app_a_caller_from_elsewhere_needs_the_token_too(host: FastAP
     with TestClient(host, "http://127.0.0.1:8000", client=("100.64.0.9", 50000)) as client:
         for answer in (client.get("/analytics/active"), client.post("/analytics/v1/traces", json=export(span(1)))):
             assert answer.status_code == 401
+
+
+def test_an_app_that_keeps_its_own_spans_stops_cleanly_and_its_last_word_is_kept(
+    launch: Launch, tmp_path: Path, database: Path, serving: Serving
+) -> None:
+    (tmp_path / "hosting.py").write_text(HOSTING % snippet("import tailspan\nfrom tailspan_otel"))
+    known = {"PYTHONPATH": str(tmp_path), "TAILSPAN_DB": str(database), "OTEL_SERVICE_NAME": "prices"}
+    running = launch("hosting", TAILSPAN_USERSPACE="false", **known)
+    url = running.line().strip()
+    with httpx.Client(base_url=url) as visitor:
+        for day in range(3):
+            login = {"Tailscale-User-Login": "ana@example.com", "X-Forwarded-For": "100.64.0.7"}
+            assert visitor.get(f"/prices/{day}", headers=login).json() == day
+    assert running.end()[1:] == ("", "")
+    with serving(now=datetime.now(UTC)) as client:
+        answer = client.get("/analytics/access-logs").json()
+    assert [(log["user"], log["path"]) for log in answer["logs"]] == [
+        ("ana@example.com", f"/prices/{day}") for day in (2, 1, 0)
+    ]
+    [service] = answer["sources"][0]["services"]
+    assert (service["service"], service["stopped"], service["dropped"]) == ("prices", True, 0)
