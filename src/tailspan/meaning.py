@@ -14,6 +14,7 @@ import duckdb
 
 from tailspan.labels import Checker, Labels
 
+DESCRIBED_TABLE: Final = "meaning.described"  # in memory
 S: Final = 10**9
 PAUSE: Final = 30 * 60 * S  # from here on it is another session, and another page load
 LOAD: Final = 5 * S  # a page's calls of this long are part of its load
@@ -159,27 +160,25 @@ ENDS: Final = ", min(first_page) AS first_page, max(last_page) AS last_page"
 
 
 class Described:
-    """The table of what `about` means by some labels, made anew when either changed."""
+    """DESCRIBED_TABLE: what `about` means by some labels, made anew when either changed."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
         self._making = threading.Lock()
-        self._made: tuple[int, Labels, str] | None = None
+        self._made: tuple[int, Labels] | None = None
         connection.execute("ATTACH ':memory:' AS meaning")
 
-    def table(self, version: int, labels: Labels) -> str:
-        """Its name. `version` counts what was committed to `about` and `device`.
+    def show(self, cursor: duckdb.DuckDBPyConnection, version: int, labels: Labels) -> None:
+        """Lets the cursor see it; `version` counts what was committed to `about` and `device`.
 
-        The one before stays for whoever asks it at this moment.
+        The cursor's transaction, which is to have begun, keeps it as it is now, whoever makes it anew after that.
         """
         with self._making:
-            if self._made is None or self._made[:2] != (version, labels):
-                former = self._made and self._made[2]
-                table = "meaning.one" if former == "meaning.other" else "meaning.other"
-                with self._connection.cursor() as cursor:
-                    cursor.execute(*describing(table, labels))
-                self._made = version, labels, table
-            return self._made[2]
+            if self._made != (version, labels):
+                with self._connection.cursor() as making:
+                    making.execute(*describing(DESCRIBED_TABLE, labels))
+                self._made = version, labels
+            cursor.execute(f"SELECT 1 FROM {DESCRIBED_TABLE} LIMIT 0")
 
 
 def describing(table: str, labels: Labels) -> tuple[str, dict[str, Any]]:

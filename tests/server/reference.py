@@ -7,7 +7,7 @@ history, the settings' tables and the question; sums are whole nanoseconds, divi
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import groupby, pairwise
 from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
@@ -583,6 +583,30 @@ def system_health(query: Question, spans: Sequence[Span], history: Sequence[Devi
             },
         },
     }
+
+
+def active(spans: Sequence[Span], history: Sequence[Device], now_ns: int) -> list[dict[str, Any]]:
+    """ "*active now*: a person with a page, `api` call or card view in the last 5 minutes."
+
+    "`current_page` is the newest." By login, without the words for the time.
+    """
+    seen = [s for s in as_answered(spans, history, Labels()) if now_ns - 300 * SECOND < s.start_ns <= now_ns]
+    of_people: dict[str, list[Span]] = {}
+    for span in sorted(filter(is_activity, seen), key=place):
+        of_people.setdefault(str(person(span)), []).append(span)
+    return [
+        {
+            "email": login,
+            "device": own[-1].node or (own[-1].guess and f"{own[-1].guess} (?)"),
+            "last_seen_at": f"{datetime.fromtimestamp(own[-1].start_ns // SECOND, UTC):%Y-%m-%dT%H:%M:%S}"
+            f".{own[-1].start_ns % SECOND // MS:03}Z",
+            "current_page": next((span.page for span in reversed(own) if span.page is not None), None),
+            "full_name": own[-1].full_name,
+            "service": own[-1].service,
+            "device_guess": own[-1].guess,
+        }
+        for login, own in sorted(of_people.items())
+    ]
 
 
 def answer(query: Aggregate | Rows | Sessions, spans: Sequence[Span], history: Sequence[Device]) -> Any:

@@ -1,32 +1,27 @@
 """Two stores, one answer: what went through the collector into InfluxDB, held to the definitions in plain Python."""
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from starlette.testclient import TestClient
 
-from tailspan.app import create_app
 from tailspan.config import InfluxDB as InfluxSettings
-from tailspan.config import Settings
 from tailspan.encode import batches
-from tailspan.errors import BucketError, ServerError, SlowError, TokenError
 from tailspan.ingest import otlp
-from tailspan.query import DIMENSIONS, FILTERS, METRICS, Aggregate, Position, Range, Rows, Sessions, nanoseconds
+from tailspan.query import DIMENSIONS, FILTERS, METRICS, Position, Range, Rows, Sessions, nanoseconds
 from tailspan.span import Heartbeat, Span
 from tailspan.store.duckdb import DuckDB
 from tailspan.store.influxdb import InfluxDB
-from tests.server.reference import MS, SECOND, SESSION_METRICS, answer, history_of, place
+from tests.server.reference import SECOND, SESSION_METRICS, answer, history_of, place
 from tests.server.strategies import TABLET, VALUES_OF, dense_world, questions, rich_world
-from tests.server.test_reference import ANA, COMMON, DOCUMENT, LABELS, SETTINGS, UNKNOWN, asked, at
-from tests.stack.engines import Collector, Influxd, free_port, until
+from tests.server.test_reference import COMMON, LABELS, asked
+from tests.stack.engines import Collector, Influxd, until
 from tests.stack.pipeline import post
 
 BETWEEN_MS: Final = 333_333  # a start that is no whole millisecond stays as it is

@@ -47,7 +47,7 @@ def _newest(of: Sources, params: Filters, now: datetime, *known: str) -> list[Sp
     filters = params.as_filters()
     called = of.store.run(Rows(**asked, filters={**filters, "traffic": ("page", "api")}, known=known))
     viewed = of.store.run(Rows(**asked, filters={**filters, "kind": ("view",)}, known=known))
-    return sorted([*called, *viewed], key=lambda span: span.start_ns)
+    return sorted([*called, *viewed], key=lambda span: (span.start_ns, span.trace_id, span.span_id))
 
 
 def _active_user(span: Span, page: str | None, now: datetime) -> ActiveUser:

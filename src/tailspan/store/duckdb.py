@@ -17,6 +17,7 @@ import duckdb
 from tailspan import sql
 from tailspan.errors import BusyError, LockedError, StoreError
 from tailspan.labels import Labels
+from tailspan.meaning import DESCRIBED_TABLE as DESCRIBED
 from tailspan.meaning import SIGHTINGS, Described
 from tailspan.percentiles import PERCENTS
 from tailspan.query import Aggregate, Groups, Rows, Session, Sessions
@@ -268,9 +269,8 @@ class DuckDB:
 
     def export(self, login: str) -> Iterator[Span]:
         """Everything kept of that login, as answered without labels; oldest first. Raises StoreError."""
-        described = self._describe(Labels())
-        with self._read() as cursor:
-            found = cursor.execute(*sql.of_login(login, described))
+        with self._asked(Labels()) as cursor:
+            found = cursor.execute(*sql.of_login(login, DESCRIBED))
             while rows := found.fetchmany(EXPORTED_AT_ONCE):
                 yield from map(Span._make, rows)
 
@@ -288,10 +288,10 @@ class DuckDB:
 
     def forget(self, login: str) -> int:
         """Deletes everything kept of that login, and counts the requests and views of that. Raises BusyError."""
-        described = self._describe(Labels())
         with self._write() as cursor:
+            self._meaning.show(cursor, self._version, Labels())
             self._changed = True
-            (deleted,) = _one(cursor.execute(*sql.forgetting(login, described)))
+            (deleted,) = _one(cursor.execute(*sql.forgetting(login, DESCRIBED)))
             cursor.execute("DELETE FROM device WHERE login = ?", [login])
             cursor.execute("DELETE FROM about WHERE number NOT IN (SELECT number FROM request)")
             self._known.clear()
@@ -341,13 +341,13 @@ class DuckDB:
     @overload
     def run(self, query: Aggregate) -> Groups: ...
     def run(self, query: Rows | Sessions | Aggregate) -> list[Span] | list[Session] | Groups:
-        described = self._describe(query.labels)
-        if isinstance(query, Rows):
-            return list(map(Span._make, self._fetch(sql.rows(query, described))))
-        if isinstance(query, Sessions):
-            return [sql.session(row) for row in self._fetch(sql.sessions(query, described))]
-        compiled = sql.aggregate(query, described, many=self._has_many_times(query))
-        return sql.answered(query, self._fetch(compiled))
+        many = isinstance(query, Aggregate) and self._has_many_times(query)
+        with self._asked(query.labels) as cursor:
+            if isinstance(query, Rows):
+                return list(map(Span._make, cursor.execute(*sql.rows(query, DESCRIBED)).fetchall()))
+            if isinstance(query, Sessions):
+                return [sql.session(row) for row in cursor.execute(*sql.sessions(query, DESCRIBED)).fetchall()]
+            return sql.answered(query, cursor.execute(*sql.aggregate(query, DESCRIBED, many=many)).fetchall())
 
     def _has_many_times(self, query: Aggregate) -> bool:
         """Whether percentiles are asked for of more response times than memory should hold."""
@@ -356,15 +356,13 @@ class DuckDB:
         [total] = self.run(replace(query, metrics=("requests",), dimensions=(), order=())).rows
         return bool(total["requests"] > MAX_TIMES)
 
-    def _describe(self, labels: Labels) -> str:
-        try:
-            return self._meaning.table(self._version, labels)
-        except duckdb.Error as problem:
-            raise self._unreadable(problem) from problem
-
-    def _fetch(self, compiled: sql.Compiled) -> list[tuple[Any, ...]]:
+    @contextmanager
+    def _asked(self, labels: Labels) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor that has what `about` means by these labels in DESCRIBED."""
         with self._read() as cursor:
-            return cursor.execute(*compiled).fetchall()
+            cursor.begin()
+            self._meaning.show(cursor, self._version, labels)
+            yield cursor
 
     def state(self, now_ns: int) -> State:
         try:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, overload
@@ -22,7 +22,7 @@ from tailspan.config import InfluxDB as Settings
 from tailspan.errors import StoreError
 from tailspan.flux import ALL_TIME, Part
 from tailspan.labels import Labels
-from tailspan.meaning import SIGHTINGS, Described
+from tailspan.meaning import DESCRIBED_TABLE, SIGHTINGS, Described
 from tailspan.query import Aggregate, Groups, Range, Rows, Session, Sessions
 from tailspan.span import OWN_SERVICE, Device, Heartbeat, Span
 from tailspan.store import EMPTY, SILENT, State, services
@@ -84,14 +84,11 @@ class InfluxDB:
         if isinstance(query, Rows):
             return self._rows(query)
         of, parts = flux.plan(query, self.history())
-        with self._loaded(of, parts, query.zone) as cursor:
-            described = self._meaning.table(self._version, query.labels)
+        ever = flux.earliest() if isinstance(query, Aggregate) and "first_seen" in query.metrics else []
+        with self._asked(of, parts, query.zone, query.labels, ever) as cursor:
             if isinstance(query, Sessions):
-                return [sql.session(row) for row in cursor.execute(*sql.sessions(query, described)).fetchall()]
-            if "first_seen" in query.metrics:
-                self._view(cursor, "ever", self._load(cursor, ALL_TIME, flux.earliest(), "UTC"))
-                described = self._meaning.table(self._version, query.labels)
-            compiled = sql.aggregate(query, described, summed=flux.summable(query), ever="ever")
+                return [sql.session(row) for row in cursor.execute(*sql.sessions(query, DESCRIBED_TABLE)).fetchall()]
+            compiled = sql.aggregate(query, DESCRIBED_TABLE, summed=flux.summable(query), ever="ever")
             return sql.answered(query, cursor.execute(*compiled).fetchall())
 
     def _rows(self, query: Rows) -> list[Span]:
@@ -103,33 +100,33 @@ class InfluxDB:
         while True:
             of = Range(max(start_ns, end_ns - length), end_ns)
             _, parts = flux.plan(query, self.history())
-            with self._loaded(of, parts, query.zone) as cursor:
-                described = self._meaning.table(self._version, query.labels)
-                found = list(map(Span._make, cursor.execute(*sql.rows(query, described)).fetchall()))
+            with self._asked(of, parts, query.zone, query.labels) as cursor:
+                found = list(map(Span._make, cursor.execute(*sql.rows(query, DESCRIBED_TABLE)).fetchall()))
             if len(found) >= query.limit or of.start_ns == start_ns:
                 return found
             length *= 8
 
     @contextmanager
-    def _loaded(self, of: Range, parts: list[Part], zone: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A cursor that has these parts as `request`."""
+    def _asked(
+        self, of: Range, parts: list[Part], zone: str, labels: Labels, ever: Sequence[Part] = ()
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor that has these parts as `request` (and of all time, as `ever`), and their meaning."""
         with self._connection.cursor() as cursor:
             with self._loading:
-                tables = self._load(cursor, of, parts, zone)
-                self._view(cursor, "request", tables)
+                _view(cursor, "request", self._load(cursor, of, parts, zone))
+                _view(cursor, "ever", self._load(cursor, ALL_TIME, ever, zone))
                 self._asking += 1
             try:
+                cursor.begin()
+                self._meaning.show(cursor, self._version, labels)
                 yield cursor
             finally:
+                cursor.rollback()
                 with self._loading:
                     self._asking -= 1
                     self._tidy()
 
-    def _view(self, cursor: duckdb.DuckDBPyConnection, name: str, tables: list[str]) -> None:
-        union = " UNION ALL ".join(f"FROM {table}" for table in tables)
-        cursor.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {union}")
-
-    def _load(self, cursor: duckdb.DuckDBPyConnection, of: Range, parts: list[Part], zone: str) -> list[str]:
+    def _load(self, cursor: duckdb.DuckDBPyConnection, of: Range, parts: Sequence[Part], zone: str) -> list[str]:
         """The tables that hold the parts, fetched where they are not kept."""
         with self._loading:
             pieces = _pieces(of, zone)
@@ -251,8 +248,8 @@ class InfluxDB:
     def export(self, login: str) -> Iterator[Span]:
         """Everything kept of that login, as answered without labels; oldest first. Raises StoreError."""
         self.history()
-        with self._loaded(ALL_TIME, [flux.of_login(login)], "UTC") as cursor:
-            found = cursor.execute(*sql.of_login(login, self._meaning.table(self._version, Labels())))
+        with self._asked(ALL_TIME, [flux.of_login(login)], "UTC", Labels()) as cursor:
+            found = cursor.execute(*sql.of_login(login, DESCRIBED_TABLE))
             while rows := found.fetchmany(1000):
                 yield from map(Span._make, rows)
 
@@ -288,6 +285,11 @@ class InfluxDB:
         if last is not None:
             return State("store", "ok", f"InfluxDB at {self.bucket.settings.url} answers.", last, found)
         return State("store", "no data yet", SILENT if others else EMPTY, None, found)
+
+
+def _view(cursor: duckdb.DuckDBPyConnection, name: str, tables: list[str]) -> None:
+    if tables:
+        cursor.execute(f"CREATE TEMP VIEW {name} AS {' UNION ALL '.join(f'FROM {table}' for table in tables)}")
 
 
 def _pieces(of: Range, zone: str) -> list[Range]:
