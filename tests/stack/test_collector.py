@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from tailspan_otel import attributes as names
+from tailspan_otel.traffic import ASSET_ENDING
 
 from tailspan.ingest import otlp
 from tailspan.span import Span

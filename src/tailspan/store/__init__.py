@@ -1,6 +1,6 @@
 """Where answers come from: the seam that every store fills."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, overload
 
