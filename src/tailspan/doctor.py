@@ -137,7 +137,7 @@ def probe(environ: Mapping[str, str]) -> Finding:
             "probe", "broken", f"{url} answered {answer.status_code}: {answer.text[:200]!r}.", "Is that tailspan?"
         )
     if not _acknowledged(answer.content):
-        fix = "If it is a collector, run tailspan doctor in its environment too."
+        fix = "If it is the collector: with TAILSPAN_COLLECTOR_METRICS the server says what becomes of spans there."
         return Finding("probe", "look", f"{url} took the span, but is not tailspan itself.", fix)
     return Finding("probe", "ok", f"a span sent to {url} arrived")
 

@@ -29,6 +29,7 @@ class LocalAPI:
             for network in json.loads(content)["Node"]["Addresses"]
         }
         self._socket = socket
+        socket.unlink(missing_ok=True)  # of one that was killed
         self._server = _Server(str(socket), _Handler)
         self._server.api = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="localapi", daemon=True)

@@ -143,26 +143,28 @@ def create_app(*, beside_opentelemetry: bool = False) -> FastAPI:
     return app
 
 
-def listen(path: Path) -> list[socket.socket]:
-    """A unix socket, as Serve forwards to, and a loopback port: the usual one, or a free one where it is taken."""
+def listen(path: Path, host: str = "127.0.0.1") -> list[socket.socket]:
+    """A unix socket, as Serve forwards to, and a port of the host: the usual one, or a free one where it is taken."""
+    path.unlink(missing_ok=True)  # of one that was killed
     unix = socket.socket(socket.AF_UNIX)
     unix.bind(str(path))
     unix.listen()  # from here on a request waits, where it would have been refused
     try:
-        return [unix, socket.create_server(("127.0.0.1", PORT))]
+        return [unix, socket.create_server((host, PORT))]
     except OSError:
-        return [unix, socket.create_server(("127.0.0.1", 0))]
+        return [unix, socket.create_server((host, 0))]
 
 
 def main() -> None:
-    """Prints the URL of the loopback port, and serves there and on the unix socket until SIGTERM."""
+    """Prints the URL of the port, and serves there and on the unix socket until SIGTERM."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("socket", type=Path)
+    arguments.add_argument("--host", default="127.0.0.1")
     arguments.add_argument("--beside-opentelemetry", action="store_true")
     given = arguments.parse_args()
-    sockets = listen(given.socket)
+    sockets = listen(given.socket, given.host)
     app = create_app(beside_opentelemetry=given.beside_opentelemetry)
-    print(f"http://127.0.0.1:{sockets[1].getsockname()[1]}", flush=True)
+    print(f"http://{given.host}:{sockets[1].getsockname()[1]}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has stopped
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=sockets)

@@ -4,7 +4,9 @@ Serve's header sets are those of a captured `tailscale serve` in front of a unix
 carry is made up, and agrees with the captures of `localapi`.
 """
 
+import argparse
 import asyncio
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Final
 
 import httpx
 
+from tailspan.demo.localapi import LocalAPI
 from tailspan.demo.service import CALLS, POLLED
 
 HOST: Final = "appsrv.tail-scale.ts.net"
@@ -143,9 +146,10 @@ async def open_tab(serve: httpx.AsyncClient) -> None:
 
 async def forger(service: str) -> None:
     """Another process, past Serve: it sends itself what only Serve may say."""
-    if sys.platform != "linux":
+    here = httpx.URL(service).host == "127.0.0.1"
+    if here and sys.platform != "linux":
         return  # elsewhere loopback is 127.0.0.1 alone, which the service takes for Serve
-    transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+    transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2" if here else None)
     async with httpx.AsyncClient(transport=transport, base_url=service) as client:
         browser = Browser(client, FORGED)
         while True:
@@ -164,3 +168,19 @@ async def visit(socket: Path, service: str) -> None:
             all.create_task(visitor(serve))
             await asyncio.sleep(ARRIVAL_S)
         all.create_task(forger(service))
+
+
+def main() -> None:
+    """Lets them come to a service elsewhere, and stands in for its tailscaled, until SIGTERM."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("socket", type=Path, help="where Serve forwards to")
+    arguments.add_argument("tailscaled", type=Path, help="where the service looks for tailscaled")
+    arguments.add_argument("service", help="URL of its port")
+    given = arguments.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with LocalAPI(given.tailscaled):
+        asyncio.run(visit(given.socket, given.service))
+
+
+if __name__ == "__main__":
+    main()
