@@ -3,12 +3,14 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
 from tailspan.config import KEYS
 from tailspan.labels import CHECKERS, FEATURES, TABLES, parse
 from tailspan.query import DIMENSIONS, FILTERS, METRICS, Name
+from tailspan.reports import Source
 from tailspan.reports.query import Asked
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -17,7 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def rows(text: str) -> list[list[str]]:
     """The cells of each row of a table, its head left out."""
     found = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
-    return [cells for cells in found if not cells[0].startswith(("name", "entry", "key", "parameter", "---"))]
+    return [cells for cells in found if not cells[0].startswith(("name", "entry", "key", "parameter", "state", "---"))]
 
 
 def section(file: str, start: str, end: str = "\n## ") -> str:
@@ -54,3 +56,11 @@ def test_each_key_of_the_environment_is_documented() -> None:
         name for cells in rows(section("settings.md", "\n## Of the server")) for name in re.findall(r"\w+", cells[0])
     }
     assert told == KEYS - {"TAILSPAN_TRUSTED_PEERS"}  # read by the middleware in the services
+
+
+def test_each_state_of_a_source_is_documented() -> None:
+    def words(kind: Any) -> set[str]:
+        return {kind} if isinstance(kind, str) else {word for part in get_args(kind) for word in words(part)}
+
+    told = [cells[0].strip("`") for cells in rows(section("influxdb.md", "\n## What sources say\n"))]
+    assert (set(told), len(told)) == (words(Source.model_fields["state"].annotation), len(set(told)))

@@ -1,7 +1,7 @@
 """docker-compose.yml without Docker: each service in a network of its own, its image replaced by what the tests built.
 
-Commands, environment, mounted files, names, ports, health checks and their order are those of the file. Users and limits
-are not kept. A key that this does not know is an error.
+Commands, environment, mounted files, names, ports, health checks and their order are those of the file. Users and
+limits are not kept. A key that this does not know is an error.
 """
 
 import os
