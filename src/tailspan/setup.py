@@ -3,11 +3,8 @@
 import os
 import secrets
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -22,40 +19,18 @@ from influxdb_client import (
     Permission,
     PermissionResource,
 )
-from influxdb_client.client.write_api import SYNCHRONOUS
 from influxdb_client.rest import ApiException
 from influxdb_client.service.setup_service import SetupService
 from urllib3.exceptions import HTTPError
 
 from tailspan.config import InfluxDB, Settings, content
 from tailspan.errors import SettingError, SetupError
+from tailspan.tokens import COLLECTOR, REPLACE, SERVER, Role, connect, said, try_out, write_secret
 
 OWNER: Final = "tailspan"  # the user of an InfluxDB that was new
-PROBE: Final = "tailspan_setup"  # a measurement that no answer looks at
-FIND_PROBE: Final = f'from(bucket: _bucket) |> range(start: 0) |> filter(fn: (r) => r._measurement == "{PROBE}")'
 DAY_S: Final = 86400
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """Who uses the bucket, and what for."""
-
-    name: str
-    does: str
-    actions: tuple[str, ...]
-
-    def file(self, folder: Path) -> Path:
-        return folder / self.name / "token"
-
-    def described(self, bucket: str) -> str:
-        """How InfluxDB lists its token, and how a later set-up finds it."""
-        return f"tailspan {self.name}: {self.does} {bucket}"
-
-
-COLLECTOR: Final = Role("collector", "only writes", ("write",))
-SERVER: Final = Role("server", "reads and deletes", ("read", "write"))  # who may write may delete, and only they
 ROLES: Final = (COLLECTOR, SERVER)
+Say = Callable[[str], None]
 
 
 def read_owner(first: bool, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -89,53 +64,26 @@ def set_up(
     `new_tokens` replaces those of an earlier set-up. Says a sentence of each thing that is there now. Raises
     SetupError; a token that was made and not written down is deleted then.
     """
-    with _telling(owner), _client(owner, owner.token) as client:
+    with _telling(owner), connect(owner, owner.token) as client:
         _take(client, owner, days, first, say)
         org = _organization(client, owner, say)
         bucket = _bucket(client, owner, org, days, say)
-        ours = {role.described(owner.bucket): role for role in ROLES}
-        found = client.authorizations_api().find_authorizations(org_id=org.id)
-        known = [authorization for authorization in found if authorization.description in ours]
-        readable = {ours[authorization.description]: authorization.token for authorization in known}
-        made: list[Authorization] = []
-        try:
-            tokens = {}
+        known = _known(client, org, bucket)
+        with _deleting_on_failure(client) as made:
+            tokens = {role: None if new_tokens else _kept(role, folder, known[role]) for role in ROLES}
             for role in ROLES:
-                kept = None if new_tokens else _kept(role, folder, readable)
-                if kept is None:
+                if tokens[role] is None:
                     made.append(_make(client, role, org, bucket))
-                tokens[role] = kept or made[-1].token
-            _try(client, owner, tokens)
+                    tokens[role] = made[-1].token
+            try_out(client, owner, str(tokens[COLLECTOR]), str(tokens[SERVER]))
             for role, token in tokens.items():
-                write_secret(role.file(folder), token)
+                write_secret(role.file(folder), str(token))
                 say(f"token of the {role.name}: {role.does}, tried; in {role.file(folder)}")
-        except BaseException:  # whatever it was: nobody has these
-            for authorization in made:
-                client.authorizations_api().delete_authorization(authorization)
-            raise
-        for authorization in known if new_tokens else ():
-            client.authorizations_api().delete_authorization(authorization)
-            say(f"revoked an earlier token: {authorization.description}")
-    say(
-        f"set INFLUXDB_V2_TOKEN='${{file:{COLLECTOR.file(folder)}}}' for the collector, "
-        f"INFLUXDB_V2_TOKEN_FILE={SERVER.file(folder)} for the server"
-    )
-
-
-def write_secret(file: Path, text: str) -> None:
-    """For its owner alone, whole or not at all, and without a line end: some readers take it for a part of the token.
-
-    Raises SetupError.
-    """
-    new = file.with_name(f".{file.name}.new")
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-            opened.write(text)
-        new.replace(file)
-    except OSError as problem:
-        raise SetupError(f"{file} cannot be written: {problem.strerror}.", value=str(file)) from problem
+        for earlier in (*known[COLLECTOR], *known[SERVER]) if new_tokens else ():
+            client.authorizations_api().delete_authorization(earlier)
+            say(f"revoked an earlier token: {earlier.description}")
+    say(f"for the collector: INFLUXDB_V2_TOKEN='${{file:{COLLECTOR.file(folder)}}}'")
+    say(f"for the server: INFLUXDB_V2_TOKEN_FILE={SERVER.file(folder)}")
 
 
 @contextmanager
@@ -149,23 +97,15 @@ def _telling(at: InfluxDB) -> Iterator[None]:
     except ApiException as problem:
         if problem.status in (401, 403):
             raise SetupError(
-                f"InfluxDB refuses the token: {_said(problem)}.",
+                f"InfluxDB refuses the token: {said(problem)}.",
                 rule=f"It is an operator's token, or an all-access token of the organization {at.org}.",
                 fix="Correct INFLUXDB_V2_ADMIN_TOKEN_FILE or INFLUXDB_V2_ADMIN_TOKEN.",
             ) from problem
         raise SetupError(
-            f"{at.url} answered {problem.status}: {_said(problem)}.",
+            f"{at.url} answered {problem.status}: {said(problem)}.",
             value=at.url,
             rule="INFLUXDB_V2_URL is where an InfluxDB 2 answers.",
         ) from problem
-
-
-def _client(at: InfluxDB, token: str) -> InfluxDBClient:
-    return InfluxDBClient(at.url, token, org=at.org, timeout=at.timeout_ms)
-
-
-def _said(problem: ApiException) -> str:
-    return str(problem.message or problem.reason).rstrip(".")
 
 
 def _take(client: InfluxDBClient, owner: InfluxDB, days: int, first: bool, say: Say) -> None:
@@ -231,21 +171,27 @@ def _bucket(client: InfluxDBClient, owner: InfluxDB, org: Organization, days: in
     return found
 
 
-def _kept(role: Role, folder: Path, known: dict[Role, str]) -> str | None:
+def _known(client: InfluxDBClient, org: Organization, bucket: Bucket) -> dict[Role, list[Authorization]]:
+    """The tokens of earlier set-ups: what InfluxDB lists of them."""
+    found = client.authorizations_api().find_authorizations(org_id=org.id)
+    return {role: [one for one in found if one.description == role.described(bucket.name)] for role in ROLES}
+
+
+def _kept(role: Role, folder: Path, known: list[Authorization]) -> str | None:
     """The token of an earlier set-up: its file has it, or InfluxDB, where that does not keep hashes only."""
     file = role.file(folder)
     try:
         return file.read_text("ascii").strip()
     except FileNotFoundError:
-        if role not in known or known[role]:
-            return known.get(role)
+        if not known or known[-1].token:
+            return str(known[-1].token) if known else None
     except (OSError, UnicodeDecodeError) as problem:
         raise SetupError(f"{file} cannot be read: {problem}.", value=str(file)) from problem
     raise SetupError(
         f"{file} is missing, and InfluxDB has a token of the {role.name} already.",
         value=str(file),
         rule="InfluxDB keeps a hash of it: its text cannot be read again.",
-        fix="Bring the file back, or replace both tokens: tailspan setup influxdb --new-tokens",
+        fix=f"Bring the file back. {REPLACE}",
     )
 
 
@@ -256,51 +202,13 @@ def _make(client: InfluxDBClient, role: Role, org: Organization, bucket: Bucket)
     return client.authorizations_api().create_authorization(authorization=wanted)
 
 
-def _try(client: InfluxDBClient, owner: InfluxDB, tokens: dict[Role, str]) -> None:
-    """Writes a point, reads it and deletes it, each with the token that is for it. Raises SetupError."""
-    with _client(owner, tokens[COLLECTOR]) as collector, _client(owner, tokens[SERVER]) as server:
-        try:
-            with _doing(COLLECTOR, "write to", owner):
-                record = f"{PROBE} tried=true {time.time_ns()}"
-                collector.write_api(write_options=SYNCHRONOUS).write(owner.bucket, record=record)
-            with _doing(SERVER, "read", owner):
-                arrived = _probes(server, owner)
-            with _doing(SERVER, "delete from", owner):
-                _clear(server, owner)
-                left = _probes(server, owner)
-        finally:
-            _clear(client, owner)
-        if (arrived, left) != (1, 0):
-            said = f"Of a point that was written, {arrived} could be read, and {left} after it was deleted."
-            raise SetupError(said, rule="It is 1, and then 0.")
-        if _reads(collector, owner):
-            fix = "Replace the tokens: tailspan setup influxdb --new-tokens"
-            raise SetupError("The collector's token may read.", rule="It may write, and nothing else.", fix=fix)
-
-
 @contextmanager
-def _doing(role: Role, what: str, at: InfluxDB) -> Iterator[None]:
+def _deleting_on_failure(client: InfluxDBClient) -> Iterator[list[Authorization]]:
+    """Takes note of what was made. Whatever goes wrong, a token that nobody has does not stay valid."""
+    made: list[Authorization] = []
     try:
-        yield
-    except ApiException as problem:
-        raise SetupError(
-            f"The token of the {role.name} cannot {what} the bucket {at.bucket!r}: {_said(problem)}.",
-            fix="Replace both tokens: tailspan setup influxdb --new-tokens",
-        ) from problem
-
-
-def _probes(client: InfluxDBClient, at: InfluxDB) -> int:
-    return sum(len(table.records) for table in client.query_api().query(FIND_PROBE, params={"_bucket": at.bucket}))
-
-
-def _reads(client: InfluxDBClient, at: InfluxDB) -> bool:
-    try:
-        _probes(client, at)
-    except ApiException:
-        return False
-    return True
-
-
-def _clear(client: InfluxDBClient, at: InfluxDB) -> None:
-    long_ago, now = datetime(1970, 1, 1, tzinfo=UTC), datetime.now(UTC)
-    client.delete_api().delete(long_ago, now, f'_measurement="{PROBE}"', bucket=at.bucket)
+        yield made
+    except BaseException:
+        for authorization in made:
+            client.authorizations_api().delete_authorization(authorization)
+        raise

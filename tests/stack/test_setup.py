@@ -99,8 +99,8 @@ def test_it_makes_what_is_missing_and_touches_nothing_else(owned: Influxd, set_u
             "bucket requests: made, keeps 30 days",
             f"token of the collector: only writes, tried; in {tokens}/collector/token",
             f"token of the server: reads and deletes, tried; in {tokens}/server/token",
-            f"set INFLUXDB_V2_TOKEN='${{file:{tokens}/collector/token}}' for the collector, "
-            f"INFLUXDB_V2_TOKEN_FILE={tokens}/server/token for the server",
+            f"for the collector: INFLUXDB_V2_TOKEN='${{file:{tokens}/collector/token}}'",
+            f"for the server: INFLUXDB_V2_TOKEN_FILE={tokens}/server/token",
         ],
     )
     after = state(owned)
@@ -236,10 +236,9 @@ def limited(influxd: Influxd, kind: str) -> str:
     return str(influxd.ask("POST", "/api/v2/authorizations", json=wanted).raise_for_status().json()["token"])
 
 
-def test_tokens_that_cannot_be_written_down_do_not_stay(owned: Influxd, set_up: SetUp, tmp_path: Path) -> None:
-    (tmp_path / "tokens").write_text("a file where the directory should be")
-    code, _, complaints = set_up()
-    assert (code, f"{tmp_path}/tokens/collector/token cannot be read" in complaints) == (1, True), complaints
+def test_tokens_that_cannot_be_written_down_do_not_stay(owned: Influxd, set_up: SetUp) -> None:
+    code, _, complaints = set_up("--tokens-to", "/proc/tailspan")  # where nobody may make a directory
+    assert (code, "/proc/tailspan/collector/token cannot be written" in complaints) == (1, True), complaints
     assert [one for one in state(owned)["authorizations"] if one["description"].startswith("tailspan ")] == []
 
 
