@@ -17,7 +17,7 @@ from tailspan.span import Heartbeat, Span
 
 SPANS: Final = 2_000  # of a request
 BYTES: Final = 4 * 2**20  # likewise, about; the collector takes 20 MiB, tailspan 8
-Value = str | bool | int | list[str]
+Value = str | bool | int | tuple[str, ...]
 
 
 class Batch(NamedTuple):
@@ -57,7 +57,8 @@ def _batch(pending: list[tuple[tuple[str, str | None], OtlpSpan]]) -> Batch:
 
 
 def _request(span: Span) -> OtlpSpan:
-    made = OtlpSpan(
+    failed = (span.status or 0) >= 500
+    return OtlpSpan(
         trace_id=span.trace_id,
         span_id=span.span_id,
         parent_span_id=span.parent_id or b"",
@@ -65,12 +66,38 @@ def _request(span: Span) -> OtlpSpan:
         kind=OtlpSpan.SPAN_KIND_SERVER if span.kind == "request" else OtlpSpan.SPAN_KIND_INTERNAL,
         start_time_unix_nano=span.start_ns,
         end_time_unix_nano=span.start_ns + (span.duration_ns or 0),
-        attributes=_about(span.about),
-        status=Status(code=Status.STATUS_CODE_ERROR) if (span.status or 0) >= 500 else None,
+        attributes=_pairs(
+            {
+                names.KIND: span.kind,
+                names.SOURCE: span.source,
+                names.SCHEMA: span.schema,
+                names.METHOD: span.method,
+                names.ROUTE: span.route,
+                names.STATUS: span.status,
+                names.ERROR_TYPE: str(span.status) if failed else None,
+                names.LOGIN: span.login,
+                names.FULL_NAME: span.full_name,
+                names.NODE: span.node,
+                names.NODE_ID: span.node_id,
+                names.TAGS: tuple(span.tags.split(",")) if span.tags else None,
+                names.ADDRESS: span.address,
+                names.GUESS: span.guess,
+                names.IDENTITY_SOURCE: span.identity_source,
+                names.PROVEN: None if span.proven else False,
+                names.CALLER: span.caller,
+                names.TRAFFIC: span.traffic,
+                names.PAGE: span.page,
+                names.PATH: span.path,
+                names.CLIENT_ADDRESS: span.client_address,
+                names.USER_AGENT: span.user_agent,
+                names.TIMED: False if span.duration_ns is None else None,
+                names.CARD: span.card,
+                names.VARIANT: span.variant,
+                names.VISIBLE_MS: span.visible_ms,
+            }
+        ),
+        status=Status(code=Status.STATUS_CODE_ERROR) if failed else None,
     )
-    timed = None if span.duration_ns is not None else False
-    made.attributes.extend(_pairs({names.PATH: span.path, names.TIMED: timed, names.VISIBLE_MS: span.visible_ms}))
-    return made
 
 
 def _name(span: Span) -> str:
@@ -78,39 +105,6 @@ def _name(span: Span) -> str:
         return span.kind
     method = span.method if span.method in names.METHODS else "HTTP"
     return f"{method} {span.route}" if span.route else method
-
-
-@lru_cache(20_000)
-def _about(about: tuple[object, ...]) -> list[KeyValue]:
-    """What repeats, made once. A span of foreign instrumentation says now who and what it was taken for."""
-    span = Span._make((b"", b"", None, 0, None, None, None, *about))
-    return _pairs(
-        {
-            names.KIND: span.kind,
-            names.SOURCE: span.source,
-            names.SCHEMA: span.schema,
-            names.METHOD: span.method,
-            names.ROUTE: span.route,
-            names.STATUS: span.status,
-            names.ERROR_TYPE: str(span.status) if (span.status or 0) >= 500 else None,
-            names.LOGIN: span.login,
-            names.FULL_NAME: span.full_name,
-            names.NODE: span.node,
-            names.NODE_ID: span.node_id,
-            names.TAGS: span.tags.split(",") if span.tags else None,
-            names.ADDRESS: span.address,
-            names.GUESS: span.guess,
-            names.IDENTITY_SOURCE: span.identity_source,
-            names.PROVEN: None if span.proven else False,
-            names.CALLER: span.caller,
-            names.TRAFFIC: span.traffic,
-            names.PAGE: span.page,
-            names.CLIENT_ADDRESS: span.client_address,
-            names.USER_AGENT: span.user_agent,
-            names.CARD: span.card,
-            names.VARIANT: span.variant,
-        }
-    )
 
 
 def _beat(beat: Heartbeat) -> OtlpSpan:
@@ -137,7 +131,13 @@ def _beat(beat: Heartbeat) -> OtlpSpan:
 
 
 def _pairs(values: Mapping[str, Value | None]) -> list[KeyValue]:
-    return [KeyValue(key=key, value=_value(value)) for key, value in values.items() if value is not None]
+    return [_pair(key, value) for key, value in values.items() if value is not None]
+
+
+@lru_cache(20_000)
+def _pair(key: str, value: Value) -> KeyValue:
+    """Nearly all repeat, as in what arrives."""
+    return KeyValue(key=key, value=_value(value))
 
 
 def _value(value: Value) -> AnyValue:
