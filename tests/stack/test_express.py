@@ -1,0 +1,148 @@
+"""A service in another language, with OpenTelemetry's own packages only: in every answer, its callers by name."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Launch
+from tests.server.spans import ANA, export, span
+from tests.stack.engines import Collector, Influxd, until
+from tests.stack.foreign import NO_PROXY, PROXY, Express
+from tests.stack.test_export import rows
+
+ANA_HEADERS = {"Tailscale-User-Login": "ana@example.com", "X-Forwarded-For": "100.64.0.7"}
+LEO_HEADERS = {"Tailscale-User-Login": "leo@example.com", "X-Forwarded-For": "100.64.0.99, 100.64.0.8"}
+CALLS: tuple[tuple[str, str, dict[str, str], str, int], ...] = (  # method, path, headers, from where, and the answer
+    ("GET", "/prices/7?token=1", ANA_HEADERS, PROXY, 200),
+    ("GET", "/slow", LEO_HEADERS, PROXY, 200),  # the first address is one that Leo wrote himself
+    ("POST", "/optimize", ANA_HEADERS, PROXY, 500),
+    ("GET", "/prices/8", ANA_HEADERS, NO_PROXY, 200),  # forged
+    ("GET", "/nowhere/8", {"X-Forwarded-For": "100.64.0.7, 203.0.113.9"}, PROXY, 404),
+)
+NOBODY: dict[str, Any] = {"user": None, "caller": "unknown", "identity_source": "none"}
+PERSON: dict[str, Any] = {"caller": "person", "identity_source": "serve_header"}
+SEEN = [
+    {**PERSON, "user": "ana@example.com", "ip": "100.64.0.7", "endpoint": "/prices/:day", "path": "/prices/7"},
+    {**PERSON, "user": "leo@example.com", "ip": "100.64.0.8", "endpoint": "/slow", "path": "/slow"},
+    {**PERSON, "user": "ana@example.com", "ip": "100.64.0.7", "endpoint": "/optimize", "path": "/optimize"},
+    {**NOBODY, "ip": NO_PROXY, "endpoint": "/prices/:day", "path": "/prices/8"},
+    {**NOBODY, "ip": "203.0.113.9", "endpoint": "/nowhere/8", "path": "/nowhere/8"},
+]
+RECORDED = {  # by path
+    seen["path"]: {
+        **seen,
+        "method": method,
+        "status": status,
+        "traffic": "api",
+        "service": "heating",
+        "environment": "prod",
+    }
+    for seen, (method, _, _, _, status) in zip(SEEN, CALLS, strict=True)
+}
+
+
+def visited(express: Express) -> None:
+    express.start()
+    assert [express.call(*call[:4]) for call in CALLS] == [call[4] for call in CALLS]
+
+
+@pytest.fixture
+def direct(launch: Launch, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A server that has all of an Express service's calls, sent straight to it."""
+    settings = {"TAILSPAN_DB": str(tmp_path / "t.duckdb"), "TAILSPAN_LISTEN": "127.0.0.1:0", "TS_SOCKET": "/nowhere"}
+    url = launch("tailspan", "serve", **settings).line().split()[3]
+    express = Express(tmp_path, url)
+    with httpx.Client(base_url=url) as ask:
+        known = span(1, ANA) | {key: str(time.time_ns()) for key in ("startTimeUnixNano", "endTimeUnixNano")}
+        ask.post("/v1/traces", json=export(known, service="dashboard")).raise_for_status()
+        try:
+            visited(express)
+            until(lambda: len(logs_of(ask)) == len(CALLS), "the calls are not all there", express.said)
+            yield ask
+        finally:
+            express.kill()
+
+
+def logs_of(ask: httpx.Client) -> list[dict[str, Any]]:
+    return list(ask.get("/analytics/access-logs?service=heating&traffic=api").json()["logs"])
+
+
+def test_its_requests_are_recorded_with_route_status_latency_and_person(direct: httpx.Client) -> None:
+    logs = logs_of(direct)
+    assert {log["path"]: {key: log[key] for key in RECORDED["/slow"]} for log in logs} == RECORDED
+    devices = {log["path"]: log["device"] for log in logs if log["device"]}
+    assert devices == {"/prices/7": "ana-laptop", "/optimize": "ana-laptop"}  # another service told whose address it is
+    [slow] = [log["response_time_ms"] for log in logs if log["endpoint"] == "/slow"]
+    assert 150 <= slow < 5000
+
+
+def test_it_appears_in_every_answer(direct: httpx.Client) -> None:
+    def ask(question: str) -> dict[str, Any]:
+        return dict(direct.get(f"/analytics/{question}{'&' if '?' in question else '?'}service=heating").json())
+
+    summary = ask("access-logs")["summary"]
+    assert {**summary, "avg_response_time_ms": 0} == {
+        "total_requests": 3,
+        "unique_users": 2,
+        "unique_devices": 1,
+        "avg_response_time_ms": 0,
+    }
+    assert [(one["email"], one["device"]) for one in ask("active")["active_users"]] == [
+        ("ana@example.com", "ana-laptop"),
+        ("leo@example.com", None),
+    ]
+    usage = ask("dashboard-usage")
+    assert usage["api_calls_by_endpoint"] == [{"/optimize": 1}, {"/prices/:day": 1}, {"/slow": 1}]
+    assert {one["user"]: one["favorite_features"] for one in usage["user_sessions"]} == {
+        "ana@example.com": ["/optimize", "/prices/:day"],
+        "leo@example.com": ["/slow"],
+    }
+    health = ask("system-health-history")
+    assert list(health["slowest_endpoints"][0]) == ["/slow"]
+    assert health["error_rate"]["by_endpoint"]["/optimize"] == 1
+    assert health["uptime_percentage"] is None  # it has no heartbeats
+    counted = ask("query?metrics=requests,errors&dimensions=endpoint,person&traffic=api")["rows"]
+    assert {(row["endpoint"], row["person"]): (row["requests"], row["errors"]) for row in counted} == {
+        ("/prices/:day", "ana@example.com"): (1, 0),
+        ("/slow", "leo@example.com"): (1, 0),
+        ("/optimize", "ana@example.com"): (1, 1),
+        ("/prices/:day", None): (1, 0),
+        ("/nowhere/8", None): (1, 0),
+    }
+
+
+def test_through_the_collector_it_is_recorded_alike(collector: Collector, influxd: Influxd, tmp_path: Path) -> None:
+    express = Express(tmp_path, collector.endpoint)
+    try:
+        visited(express)
+        until(lambda: influxd.count() == len(CALLS) + 1, "the calls are not all there", express.said)
+    finally:
+        express.kill()
+    points = rows(influxd, '|> pivot(rowKey: ["_time"], columnKey: ["_field"], valueColumn: "_value")')
+    calls = [shown(point) for point in points if point["tailspan.traffic"] == "api"]
+    assert {call["path"]: call for call in calls} == RECORDED
+    [slow] = [int(point["duration_nano"]) for point in points if point.get("http.route") == "/slow"]
+    assert 150e6 <= slow < 5000e6
+
+
+def shown(point: dict[str, str]) -> dict[str, Any]:
+    """As access-logs shows it."""
+    other = json.loads(point["attributes"])
+    return {
+        "caller": point["tailspan.caller"],
+        "identity_source": point["tailspan.identity.source"],
+        "user": point.get("user.name"),
+        "ip": point.get("tailscale.address") or other["client.address"],
+        "endpoint": point.get("http.route") or other["url.path"],
+        "path": other["url.path"],
+        "method": point["http.request.method"],
+        "status": int(point["http.response.status_code"]),
+        "traffic": point["tailspan.traffic"],
+        "service": point["service.name"],
+        "environment": point["deployment.environment.name"],
+    }
