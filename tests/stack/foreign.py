@@ -15,21 +15,22 @@ import pytest
 from tests.stack.engines import REQUIRED, Engine, free_port
 
 EXPRESS: Final = Path(__file__).parent / "express"
+GO: Final = Path(__file__).parent / "go"
 PROXY: Final = "127.0.0.1"  # whose headers count
 NO_PROXY: Final = "127.0.0.2"  # as loopback as the other, but not the proxy's address
 
 
-class Express(Engine):
-    """A Node service that sends to `endpoint`. It listens as Express does: an IPv4 peer is `::ffff:127.0.0.1` to it."""
+class Service(Engine):
+    """A service called heating that sends to `endpoint`. It listens on all addresses, on IPv6 as Node and Go do it."""
 
-    def __init__(self, folder: Path, endpoint: str) -> None:
-        self.url = f"http://127.0.0.1:{(port := free_port())}"
+    def __init__(self, *command: object, folder: Path, endpoint: str, **environment: str) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
         super().__init__(
-            *("node", "--require", EXPRESS / "tracing.js", EXPRESS / "app.js"),
-            log=folder / "express.log",
+            *command,
+            log=folder / "service.log",
             ready=f"{self.url}/health",
             environment={
-                "NODE_PATH": str(express_modules()),
                 "PORT": str(port),
                 "OTEL_SERVICE_NAME": "heating",
                 "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=prod",
@@ -37,21 +38,28 @@ class Express(Engine):
                 "OTEL_METRICS_EXPORTER": "none",
                 "OTEL_LOGS_EXPORTER": "none",
                 "OTEL_BSP_SCHEDULE_DELAY": "250",
+                **environment,
             },
         )
 
     def call(self, method: str, path: str, headers: dict[str, str], peer: str = PROXY) -> int:
-        with httpx.Client(
-            transport=httpx.HTTPTransport(local_address=peer), base_url=self.url, trust_env=False
-        ) as client:
+        transport = httpx.HTTPTransport(local_address=peer)
+        with httpx.Client(transport=transport, base_url=self.url, trust_env=False) as client:
             return client.request(method, path, headers=headers).status_code
 
 
+def express(folder: Path, endpoint: str) -> Service:
+    command = ("node", "--require", EXPRESS / "tracing.js", EXPRESS / "app.js")
+    return Service(*command, folder=folder, endpoint=endpoint, NODE_PATH=str(express_modules()))
+
+
+def go(folder: Path, endpoint: str) -> Service:
+    return Service(go_program(), folder=folder, endpoint=endpoint)
+
+
 def express_modules() -> Path:
-    """Where npm put what the lock names. Skips the test without Node, unless engines are required."""
-    missing = [program for program in ("node", "npm") if shutil.which(program) is None]
-    if missing:
-        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(f"{' and '.join(missing)} not found")
+    """Where npm put what the lock names."""
+    need("node", "npm")
     files = [EXPRESS / "package.json", EXPRESS / "package-lock.json"]
 
     def install(folder: Path) -> None:
@@ -60,6 +68,20 @@ def express_modules() -> Path:
         run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", cwd=folder)
 
     return cached("express", files, install) / "node_modules"
+
+
+def go_program() -> Path:
+    need("go")
+    files = sorted(GO.iterdir())
+    return (
+        cached("go", files, lambda folder: run("go", "build", "-o", str(folder / "service"), ".", cwd=GO)) / "service"
+    )
+
+
+def need(*programs: str) -> None:
+    """Skips the test where one is missing, unless engines are required."""
+    if missing := [program for program in programs if shutil.which(program) is None]:
+        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(f"{' and '.join(missing)} not found")
 
 
 def cached(name: str, made_from: list[Path], make: Callable[[Path], None]) -> Path:

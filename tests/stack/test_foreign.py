@@ -1,8 +1,8 @@
-"""A service in another language, with OpenTelemetry's own packages only: in every answer, its callers by name."""
+"""Services in other languages, with OpenTelemetry's own packages only: in every answer, their callers by name."""
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import Launch
 from tests.server.spans import ANA, export, span
-from tests.stack.engines import Collector, Influxd, until
-from tests.stack.foreign import NO_PROXY, PROXY, Express
+from tests.stack.engines import ROOT, Collector, Influxd, until
+from tests.stack.foreign import EXPRESS, GO, NO_PROXY, PROXY, Service, express, go
 from tests.stack.test_export import rows
 
 ANA_HEADERS = {"Tailscale-User-Login": "ana@example.com", "X-Forwarded-For": "100.64.0.7"}
@@ -27,61 +27,71 @@ CALLS: tuple[tuple[str, str, dict[str, str], str, int], ...] = (  # method, path
 NOBODY: dict[str, Any] = {"user": None, "caller": "unknown", "identity_source": "none"}
 PERSON: dict[str, Any] = {"caller": "person", "identity_source": "serve_header"}
 SEEN = [
-    {**PERSON, "user": "ana@example.com", "ip": "100.64.0.7", "endpoint": "/prices/:day", "path": "/prices/7"},
-    {**PERSON, "user": "leo@example.com", "ip": "100.64.0.8", "endpoint": "/slow", "path": "/slow"},
-    {**PERSON, "user": "ana@example.com", "ip": "100.64.0.7", "endpoint": "/optimize", "path": "/optimize"},
-    {**NOBODY, "ip": NO_PROXY, "endpoint": "/prices/:day", "path": "/prices/8"},
-    {**NOBODY, "ip": "203.0.113.9", "endpoint": "/nowhere/8", "path": "/nowhere/8"},
+    {**PERSON, "user": "ana@example.com", "ip": "100.64.0.7"},
+    {**PERSON, "user": "leo@example.com", "ip": "100.64.0.8"},
+    {**PERSON, "user": "ana@example.com", "ip": "100.64.0.7"},
+    {**NOBODY, "ip": NO_PROXY},
+    {**NOBODY, "ip": "203.0.113.9"},
 ]
-RECORDED = {  # by path
-    seen["path"]: {
-        **seen,
-        "method": method,
-        "status": status,
-        "traffic": "api",
-        "service": "heating",
-        "environment": "prod",
-    }
-    for seen, (method, _, _, _, status) in zip(SEEN, CALLS, strict=True)
-}
 
 
-def visited(express: Express) -> None:
-    express.start()
-    assert [express.call(*call[:4]) for call in CALLS] == [call[4] for call in CALLS]
+def recorded(route: str) -> dict[str, dict[str, Any]]:
+    """What access-logs should show of each call, by its path."""
+    found = {}
+    for seen, (method, called, _, _, status) in zip(SEEN, CALLS, strict=True):
+        path = called.partition("?")[0]
+        endpoint = route if path.startswith("/prices/") else path
+        own = {"path": path, "endpoint": endpoint, "method": method, "status": status}
+        found[path] = {**seen, **own, "traffic": "api", "service": "heating", "environment": "prod"}
+    return found
+
+
+def visited(service: Service) -> None:
+    service.start()
+    assert [service.call(*call[:4]) for call in CALLS] == [call[4] for call in CALLS]
+
+
+START: dict[str, Callable[[Path, str], Service]] = {"/prices/:day": express, "/prices/{day}": go}
+
+
+@pytest.fixture(params=START, ids=lambda route: START[route].__name__)
+def route(request: pytest.FixtureRequest) -> str:
+    """Of /prices/7, as the framework calls it."""
+    return str(request.param)
 
 
 @pytest.fixture
-def direct(launch: Launch, tmp_path: Path) -> Iterator[httpx.Client]:
-    """A server that has all of an Express service's calls, sent straight to it."""
+def direct(route: str, launch: Launch, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A server that has all of that service's calls, sent straight to it."""
     settings = {"TAILSPAN_DB": str(tmp_path / "t.duckdb"), "TAILSPAN_LISTEN": "127.0.0.1:0", "TS_SOCKET": "/nowhere"}
     url = launch("tailspan", "serve", **settings).line().split()[3]
-    express = Express(tmp_path, url)
+    service = START[route](tmp_path, url)
     with httpx.Client(base_url=url) as ask:
         known = span(1, ANA) | {key: str(time.time_ns()) for key in ("startTimeUnixNano", "endTimeUnixNano")}
         ask.post("/v1/traces", json=export(known, service="dashboard")).raise_for_status()
         try:
-            visited(express)
-            until(lambda: len(logs_of(ask)) == len(CALLS), "the calls are not all there", express.said)
+            visited(service)
+            until(lambda: len(logs_of(ask)) == len(CALLS), "the calls are not all there", service.said)
             yield ask
         finally:
-            express.kill()
+            service.kill()
 
 
 def logs_of(ask: httpx.Client) -> list[dict[str, Any]]:
     return list(ask.get("/analytics/access-logs?service=heating&traffic=api").json()["logs"])
 
 
-def test_its_requests_are_recorded_with_route_status_latency_and_person(direct: httpx.Client) -> None:
+def test_its_requests_are_recorded_with_route_status_latency_and_person(route: str, direct: httpx.Client) -> None:
     logs = logs_of(direct)
-    assert {log["path"]: {key: log[key] for key in RECORDED["/slow"]} for log in logs} == RECORDED
+    wanted = recorded(route)
+    assert {log["path"]: {key: log[key] for key in wanted["/slow"]} for log in logs} == wanted
     devices = {log["path"]: log["device"] for log in logs if log["device"]}
     assert devices == {"/prices/7": "ana-laptop", "/optimize": "ana-laptop"}  # another service told whose address it is
     [slow] = [log["response_time_ms"] for log in logs if log["endpoint"] == "/slow"]
     assert 150 <= slow < 5000
 
 
-def test_it_appears_in_every_answer(direct: httpx.Client) -> None:
+def test_it_appears_in_every_answer(route: str, direct: httpx.Client) -> None:
     def ask(question: str) -> dict[str, Any]:
         return dict(direct.get(f"/analytics/{question}{'&' if '?' in question else '?'}service=heating").json())
 
@@ -97,9 +107,9 @@ def test_it_appears_in_every_answer(direct: httpx.Client) -> None:
         ("leo@example.com", None),
     ]
     usage = ask("dashboard-usage")
-    assert usage["api_calls_by_endpoint"] == [{"/optimize": 1}, {"/prices/:day": 1}, {"/slow": 1}]
+    assert usage["api_calls_by_endpoint"] == [{"/optimize": 1}, {route: 1}, {"/slow": 1}]
     assert {one["user"]: one["favorite_features"] for one in usage["user_sessions"]} == {
-        "ana@example.com": ["/optimize", "/prices/:day"],
+        "ana@example.com": ["/optimize", route],
         "leo@example.com": ["/slow"],
     }
     health = ask("system-health-history")
@@ -108,24 +118,26 @@ def test_it_appears_in_every_answer(direct: httpx.Client) -> None:
     assert health["uptime_percentage"] is None  # it has no heartbeats
     counted = ask("query?metrics=requests,errors&dimensions=endpoint,person&traffic=api")["rows"]
     assert {(row["endpoint"], row["person"]): (row["requests"], row["errors"]) for row in counted} == {
-        ("/prices/:day", "ana@example.com"): (1, 0),
+        (route, "ana@example.com"): (1, 0),
         ("/slow", "leo@example.com"): (1, 0),
         ("/optimize", "ana@example.com"): (1, 1),
-        ("/prices/:day", None): (1, 0),
+        (route, None): (1, 0),
         ("/nowhere/8", None): (1, 0),
     }
 
 
-def test_through_the_collector_it_is_recorded_alike(collector: Collector, influxd: Influxd, tmp_path: Path) -> None:
-    express = Express(tmp_path, collector.endpoint)
+def test_through_the_collector_it_is_recorded_alike(
+    route: str, collector: Collector, influxd: Influxd, tmp_path: Path
+) -> None:
+    service = START[route](tmp_path, collector.endpoint)
     try:
-        visited(express)
-        until(lambda: influxd.count() == len(CALLS) + 1, "the calls are not all there", express.said)
+        visited(service)
+        until(lambda: influxd.count() == len(CALLS) + 1, "the calls are not all there", service.said)
     finally:
-        express.kill()
+        service.kill()
     points = rows(influxd, '|> pivot(rowKey: ["_time"], columnKey: ["_field"], valueColumn: "_value")')
     calls = [shown(point) for point in points if point["tailspan.traffic"] == "api"]
-    assert {call["path"]: call for call in calls} == RECORDED
+    assert {call["path"]: call for call in calls} == recorded(route)
     [slow] = [int(point["duration_nano"]) for point in points if point.get("http.route") == "/slow"]
     assert 150e6 <= slow < 5000e6
 
@@ -146,3 +158,9 @@ def shown(point: dict[str, str]) -> dict[str, Any]:
         "service": point["service.name"],
         "environment": point["deployment.environment.name"],
     }
+
+
+def test_the_documentation_shows_what_was_tested() -> None:
+    shown = (ROOT / "docs/collector.md").read_text()
+    assert f"```js\n{(EXPRESS / 'tracing.js').read_text()}```" in shown
+    assert f"```go\n{(GO / 'tracing.go').read_text()}```" in shown
