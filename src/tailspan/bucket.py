@@ -70,12 +70,12 @@ class Bucket:
             yield
         except ApiException as problem:
             raise self._refusal(problem) from problem
-        except ReadTimeoutError as problem:
-            raise SlowError(
-                f"InfluxDB did not answer within {self.settings.timeout_ms} ms.",
-                fix="Ask for a shorter range, or set INFLUXDB_V2_TIMEOUT.",
-            ) from problem
         except (HTTPError, OSError) as problem:
+            if isinstance(getattr(problem, "reason", problem), ReadTimeoutError):
+                raise SlowError(
+                    f"InfluxDB did not answer within {self.settings.timeout_ms} ms.",
+                    fix="Ask for a shorter range, or set INFLUXDB_V2_TIMEOUT.",
+                ) from problem
             raise ServerError(
                 f"InfluxDB at {self.settings.url} cannot be reached: {problem}.",
                 value=self.settings.url,

@@ -1,5 +1,6 @@
 """Two stores, one answer: what went through the collector into InfluxDB, held to the definitions in plain Python."""
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,18 +11,23 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
+from tailspan.app import create_app
 from tailspan.config import InfluxDB as InfluxSettings
+from tailspan.config import Settings
 from tailspan.encode import batches
+from tailspan.errors import BucketError, ServerError, SlowError, StoreError, TokenError
 from tailspan.ingest import otlp
-from tailspan.query import DIMENSIONS, FILTERS, METRICS, Position, Range, Rows, Sessions, nanoseconds
+from tailspan.query import DIMENSIONS, FILTERS, METRICS, Aggregate, Position, Range, Rows, Sessions, nanoseconds
 from tailspan.span import Heartbeat, Span
+from tailspan.sql import SUMMED
 from tailspan.store.duckdb import DuckDB
 from tailspan.store.influxdb import InfluxDB
-from tests.server.reference import SECOND, SESSION_METRICS, answer, history_of, place
+from tests.server.reference import MS, SECOND, SESSION_METRICS, answer, history_of, place
 from tests.server.strategies import TABLET, VALUES_OF, dense_world, questions, rich_world
-from tests.server.test_reference import COMMON, LABELS, asked
-from tests.stack.engines import Collector, Influxd, until
+from tests.server.test_reference import ANA, COMMON, DOCUMENT, LABELS, SETTINGS, UNKNOWN, asked, at
+from tests.stack.engines import Collector, Influxd, free_port, until
 from tests.stack.pipeline import post
 
 BETWEEN_MS: Final = 333_333  # a start that is no whole millisecond stays as it is
@@ -147,28 +153,41 @@ def same(walk: Iterable[Any], store: InfluxDB) -> None:
         assert (query, store.run(query)) == (query, expected(query))
 
 
+def fitting(plain: bool = False, only: Iterable[str] = METRICS, **more: Any) -> list[Any]:
+    """All metrics that go with it, in as few questions as it takes; `plain`: by settings that look at no client."""
+    allowed = [metric for metric in only if asked(metric, **more)]
+    walk = asked(*(metric for metric in allowed if metric not in SESSION_METRICS), **more)
+    walk += asked(*(metric for metric in allowed if metric in SESSION_METRICS), **more)
+    return [replace(query, labels=replace(LABELS, checkers=())) for query in walk] if plain else list(walk)
+
+
+@pytest.mark.parametrize("name", DIMENSIONS)
+def test_all_metrics_are_right_by_each_dimension(name: str, rich: Stored) -> None:
+    same(fitting(dimensions=(name,)), rich.store)
+
+
+def test_sums_are_right_by_each_dimension(rich: Stored) -> None:
+    same([query for name in DIMENSIONS for query in fitting(True, SUMMED, dimensions=(name,))], rich.store)
+
+
 @pytest.mark.parametrize("metric", METRICS)
-def test_each_metric_is_right_in_all_and_by_each_dimension_it_has(metric: str, rich: Stored) -> None:
-    walk = [*asked(metric), *(query for name in DIMENSIONS for query in asked(metric, dimensions=(name,)))]
-    same(walk, rich.store)
-
-
-@pytest.mark.parametrize("metric", ["requests", "errors", "mean_ms", "max_ms", "last_seen", "people", "views"])
-def test_sums_are_right_where_no_settings_look_at_clients(metric: str, rich: Stored) -> None:
-    plain = replace(LABELS, checkers=())
-    walk = [*asked(metric), *(query for name in DIMENSIONS for query in asked(metric, dimensions=(name,)))]
-    same([replace(query, labels=plain) for query in walk], rich.store)
+def test_each_metric_is_right_alone(metric: str, rich: Stored) -> None:
+    walk = [
+        query
+        for name in ("day", "hour", "endpoint", "traffic")
+        for query in fitting(True, [metric], dimensions=(name,))
+    ]
+    same([*asked(metric), *fitting(True, [metric]), *walk], rich.store)
 
 
 @pytest.mark.parametrize("how", ["filters", "without"])
 @pytest.mark.parametrize("name", FILTERS)
 def test_each_filter_and_its_opposite_are_right_for_each_metric_they_fit(name: str, how: str, rich: Stored) -> None:
-    walk: list[Any] = []
-    for more in ({how: {name: (value,)}} for value in VALUES_OF[name]):
-        fitting = [metric for metric in METRICS if asked(metric, **more)]
-        walk += asked(*(metric for metric in fitting if metric not in SESSION_METRICS), **more)
-        walk += asked(*(metric for metric in fitting if metric in SESSION_METRICS), **more)
-    same(walk, rich.store)
+    wanted = VALUES_OF[name][:2] if how == "filters" else VALUES_OF[name][:1]
+    same(
+        [query for value in wanted for plain in (True, False) for query in fitting(plain, **{how: {name: (value,)}})],
+        rich.store,
+    )
 
 
 def test_walking_through_requests_finds_each_once(rich: Stored) -> None:
@@ -185,7 +204,7 @@ def test_sessions_history_and_heartbeats_are_the_same(rich: Stored) -> None:
     assert rich.store.heartbeats(2**62) == BEATS
 
 
-@settings(max_examples=150, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_question_is_answered_as_the_definitions_say(rich: Stored, data: st.DataObject) -> None:
     query = data.draw(questions(WORLD))
@@ -199,9 +218,135 @@ def test_worlds_of_ties_and_changing_hands_are_the_same(seed: int, influxd: Infl
         made.local.learn([TABLET])
         history = [*history_of(world), TABLET]
 
-        @settings(max_examples=40, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
+        @settings(max_examples=25, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
         @given(questions(world))
         def agree(query: Any) -> None:
             assert (query, made.store.run(query)) == (query, answer(query, world, history))
 
         agree()
+
+
+def clients(made: Stored, now: datetime, settings: Path | None) -> Iterator[TestClient]:
+    """A server that answers from InfluxDB, and one that has the same in a file."""
+    influxdb = InfluxSettings(url=made.influxd.url, token=made.influxd.token, org=made.influxd.org, bucket=made.bucket)
+    embedded = DuckDB(made.folder / "embedded.duckdb")
+    embedded.write(made.world, [*BEATS])
+    embedded.learn([])
+    for store, chosen in ((embedded, None), (made.local, influxdb)):
+        app = create_app(Settings(influxdb=chosen, settings=settings), store, lambda: now)
+        with TestClient(app, "http://127.0.0.1:8100", client=("127.0.0.1", 50000)) as client:
+            yield client
+    embedded.close()
+
+
+REPORTS: Final = (
+    "access-logs?hours=24",
+    "access-logs?hours=168&limit=5&traffic=page",
+    "active",
+    "dashboard-usage?days=1",
+    "dashboard-usage?days=30",
+    "system-health-history?days=1",
+    "system-health-history?days=30",
+    f"dashboard-usage?user={ANA}",
+    "system-health-history?service=heating",
+    "access-logs?device=n1",
+    "query?metrics=requests,people,mean_ms&dimensions=day&days=30",
+    "query?ask=sessions&days=30",
+    "query?ask=rows&traffic=page&days=30",
+)
+ITS_OWN: Final = ("sources", "influxdb_status", "influxdb_query_times", "store_query_times")
+
+
+def test_every_endpoint_answers_the_same(rich: Stored, tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text(SETTINGS)
+    (tmp_path / "dashboard.json").write_text(json.dumps(DOCUMENT))
+    now = datetime.fromtimestamp(WORLD[-1].start_ns // SECOND - 60, UTC)
+    answers = [
+        {report: client.get(f"/analytics/{report}").raise_for_status().json() for report in REPORTS}
+        for client in clients(rich, now, tmp_path / "settings.toml")
+    ]
+    told = [answer[report].get("influxdb_status") for answer in answers for report in ("system-health-history?days=1",)]
+    assert told == ["not used", "healthy"]
+    assert answers[1]["system-health-history?days=1"]["influxdb_query_times"]["max_ms"] > 0
+    services = [answer["active"]["sources"][0]["services"] for answer in answers]
+    assert services[0] == services[1]
+    for report in REPORTS:
+        embedded, influx = ({key: value for key, value in one[report].items() if key not in ITS_OWN} for one in answers)
+        assert (report, influx) == (report, embedded)
+
+
+def test_starts_of_whole_milliseconds_are_spread_over_it_and_durations_stay(influxd: Influxd, tmp_path: Path) -> None:
+    world = kept([at(n, span_id=n.to_bytes(2, "big") * 4) for n in range(1, 40)], shift_ns=0)
+    with stored(influxd, tmp_path, world) as made:
+        found = made.store.run(Rows(range=Range(world[0].start_ns, world[-1].start_ns + 2 * MS)))
+        moved = [(there.start_ns - here.start_ns) / MS for there, here in zip(found, world[::-1], strict=True)]
+        assert 0 <= min(moved) < max(moved) <= 1.05
+        assert [
+            there._replace(start_ns=here.start_ns) for there, here in zip(found, world[::-1], strict=True)
+        ] == world[::-1]
+
+
+def test_a_late_request_of_a_day_that_is_over_is_in_the_next_answer(influxd: Influxd, tmp_path: Path) -> None:
+    days = Range(WORLD[0].start_ns - 10 * 86400 * SECOND, WORLD[0].start_ns)
+    first = kept([at((days.start_ns - WORLD[0].start_ns) / SECOND + 86400 * n) for n in range(1, 9)])
+    query = Aggregate(
+        range=Range(first[0].start_ns - SECOND, first[-1].start_ns + SECOND), metrics=("requests", "accesses")
+    )
+    with stored(influxd, tmp_path, first) as made:
+        assert made.store.run(query) == answer(query, first, [])
+        asked = len(made.store.took_ms)
+        assert made.store.run(query) == answer(query, first, [])
+        again = len(made.store.took_ms) - asked
+        late = first[4]._replace(trace_id=b"l" * 16, span_id=b"l" * 8, start_ns=first[4].start_ns + SECOND)
+        made.send([late])
+        right = answer(query, [*first, late], [])
+        until(lambda: made.store.run(query) == right, "the late request is not counted", patience=10)
+        assert again < asked
+
+
+HOSTILE: Final = ('eve"@example.com', "eve' OR true--", "eve AND kind", "Zoë@example.com")
+
+
+def test_a_person_is_exported_and_forgotten_whatever_their_name_and_nobody_else_is(
+    influxd: Influxd, tmp_path: Path
+) -> None:
+    whois: dict[str, Any] = {"node_id": "n7", "node": "phone", "identity_source": "whois", "address": "100.64.0.9"}
+    theirs = [at(n, login=login) for n, login in enumerate(HOSTILE)]
+    named = [at(10, **whois | {"login": HOSTILE[0]}), at(11, **UNKNOWN, address="100.64.0.9")]
+    world = kept([*theirs, *named, at(20), at(21, **UNKNOWN, address="100.64.0.66")])
+    history = history_of(world)
+    with stored(influxd, tmp_path, world) as made:
+        assert made.store.history() == history
+        for number, login in enumerate(HOSTILE):
+            mine = [*world[number : number + 1], *(world[4:6] if login == HOSTILE[0] else ())]
+            exported = list(made.store.export(login))
+            assert [span.trace_id for span in exported] == [span.trace_id for span in mine]
+            assert {span.login for span in exported} == {login}
+            assert made.store.forget(login) == len(mine)
+            assert (list(made.store.export(login)), made.store.forget(login)) == ([], 0)
+        left = made.store.run(Rows(range=Range(0, world[-1].start_ns + 1)))
+        assert [span.trace_id for span in left] == [world[7].trace_id, world[6].trace_id]
+
+
+def test_what_is_wrong_with_influxdb_is_the_stores_state_and_no_answer_is_empty(rich: Stored) -> None:
+    question = Aggregate(range=Range(WORLD[0].start_ns, WORLD[-1].start_ns), metrics=("requests",))
+    troubles: list[tuple[dict[str, Any], type[StoreError], str, str]] = [
+        ({"bucket": "nowhere"}, BucketError, "bucket missing", "tailspan setup influxdb"),
+        ({"token": "no-such-token-at-all"}, TokenError, "wrong token", "tailspan setup influxdb"),
+        ({"url": f"http://127.0.0.1:{free_port()}"}, ServerError, "unreachable", "INFLUXDB_V2_URL"),
+        ({"timeout_ms": 1}, SlowError, "slow", "INFLUXDB_V2_TIMEOUT"),
+    ]
+    for changed, error, state, fix in troubles:
+        store = rich.open(**changed)
+        try:
+            with pytest.raises(error, match=fix):
+                store.run(question)
+            assert (store.state(0).state, fix in store.state(0).message) == (state, True)
+        finally:
+            store.close()
+
+
+def test_a_server_that_answers_from_influxdb_takes_no_spans_itself(rich: Stored) -> None:
+    *_, client = clients(rich, NOW, None)
+    refused = client.post("/v1/traces", content=b"", headers={"Content-Type": otlp.PROTOBUF})
+    assert (refused.status_code, b"collector" in refused.content) == (400, True)
