@@ -18,6 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.stack.engines import Influxd
 
 HEADERS: Final = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
+CLIENT: Final = httpx.Client(trust_env=False, timeout=30)
 AGAIN: Final = (429, 502, 503, 504)  # what OTLP/HTTP says may be sent again
 START_NS: Final = time.time_ns() // 10**9 * 10**9 - 3600 * 10**9
 OURS: Final = {
@@ -88,9 +89,8 @@ def body(spans: Iterable[Span], **resource: Any) -> bytes:
     return request.SerializeToString()
 
 
-def post(endpoint: str, content: bytes, **options: Any) -> httpx.Response:
-    with httpx.Client(trust_env=False, timeout=30, **options) as client:
-        return client.post(f"{endpoint}/v1/traces", content=gzip.compress(content, 1), headers=HEADERS)
+def post(endpoint: str, content: bytes, client: httpx.Client = CLIENT, **headers: str) -> httpx.Response:
+    return client.post(f"{endpoint}/v1/traces", content=gzip.compress(content, 1), headers={**HEADERS, **headers})
 
 
 def send(endpoint: str, spans: Iterable[Span], **resource: Any) -> None:

@@ -21,7 +21,7 @@ from tailspan_otel.traffic import ASSET_ENDING
 from tailspan.ingest import otlp
 from tailspan.span import Span
 from tests.stack.engines import ROOT, Collector, Engine, Influxd, free_port, until
-from tests.stack.pipeline import OURS, START_NS, Row, body, id_of, ids, post, rows, send, span
+from tests.stack.pipeline import CLIENT, OURS, START_NS, Row, body, id_of, ids, post, rows, send, span
 
 CONFIG: Final = (ROOT / "collector-config.yaml").read_text("utf-8")
 EVERY_TAG: Final = {
@@ -459,7 +459,7 @@ def test_with_the_token_switched_on_only_its_bearer_delivers(influxd: Influxd, s
         {"Authorization": "Bearer wrong"},
         {"Authorization": "Bearer a-token-of-the-tests"},
     ]
-    answers = [post(collector.endpoint, body([span(n)]), headers=given) for n, given in enumerate(tokens, 1)]
+    answers = [post(collector.endpoint, body([span(n)]), CLIENT, **given) for n, given in enumerate(tokens, 1)]
     assert [answer.status_code for answer in answers] == [401, 401, 200]
     arrived(influxd, 1, collector)
     assert ids(influxd) == [id_of(span(3))]
@@ -471,9 +471,9 @@ def test_with_tls_switched_on_spans_come_encrypted_only(influxd: Influxd, start:
     names_ = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
     subprocess.run(["openssl", *made, *names_, "-out", certificate, "-keyout", key], check=True, capture_output=True)
     collector = start(CONFIG.replace("#tls ", ""), TAILSPAN_COLLECTOR_CERT=certificate, TAILSPAN_COLLECTOR_KEY=key)
-    verify = ssl.create_default_context(cafile=certificate)
     assert post(collector.endpoint, body([span(1)])).status_code == 400
-    assert post(collector.endpoint.replace("http", "https"), body([span(2)]), verify=verify).status_code == 200
+    with httpx.Client(trust_env=False, verify=ssl.create_default_context(cafile=certificate)) as client:
+        assert post(collector.endpoint.replace("http", "https"), body([span(2)]), client).status_code == 200
     arrived(influxd, 1, collector)
     assert ids(influxd) == [id_of(span(2))]
 
