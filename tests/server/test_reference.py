@@ -450,7 +450,7 @@ def test_the_store_answers_every_question_as_the_definitions_say(data: st.DataOb
     world, listed = data.draw(worlds()), data.draw(LISTED)
     asked = data.draw(st.lists(questions(world), min_size=1, max_size=3))
     half = data.draw(st.integers(0, len(world)))
-    with opened(max_times=data.draw(st.sampled_from((0, 1_000_000)))) as store:
+    with opened(max_times=data.draw(st.sampled_from((0, 2_000_000)))) as store:
         for delivered, devices in ((world[:half], []), (world, listed)):
             store.write(delivered)
             store.learn(devices)
