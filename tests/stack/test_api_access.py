@@ -7,13 +7,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import httpx
-
 from tailspan.encode import batches
 from tailspan.span import Heartbeat
-from tests.server.spans import PROTOBUF, SECOND
+from tests.server.spans import SECOND
 from tests.server.views import view
 from tests.stack.engines import ROOT, Collector, Influxd, until
+from tests.stack.pipeline import post
 
 CALL = view(1, "")._replace(kind="request", card=None, source="live", method="GET", status=200, route="/prices/{id}")
 NOBODY = {"login": None, "node": None, "node_id": None, "address": None, "caller": "unknown"}
@@ -41,9 +40,7 @@ def delivered(collector: Collector, influxd: Influxd) -> list[dict[str, Any]]:
     ]
     beat = Heartbeat(b"h" * 16, b"h" * 8, start, start, "dashboard", None, False, 0, 0, 0, 0)
     [batch] = batches([*spans, view(9, "Sistema")._replace(start_ns=start), beat])
-    httpx.post(
-        f"{collector.endpoint}/v1/traces", content=batch.body, headers=PROTOBUF, trust_env=False
-    ).raise_for_status()
+    post(collector.endpoint, batch.body).raise_for_status()
     until(
         lambda: influxd.count() == len(spans) and influxd.count("view") and influxd.count("heartbeat"), "not all there"
     )

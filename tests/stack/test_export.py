@@ -1,6 +1,5 @@
 """A history that was kept in a database, moved into the real pipeline by `tailspan export`."""
 
-import csv
 import hashlib
 import time
 from collections import Counter
@@ -8,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, StreamingResponse
@@ -21,25 +19,17 @@ from tailspan.ingest import otlp
 from tailspan.span import Heartbeat, Span
 from tailspan.store.duckdb import DuckDB
 from tests.conftest import Launch
-from tests.server.spans import PROTOBUF
 from tests.server.strategies import HOUR, MOMENTS, any_scene, any_span
 from tests.stack.engines import Collector, Influxd, until
-
-EVERYTHING = 'from(bucket: "requests") |> range(start: 0, stop: 2200-01-01T00:00:00Z)'
-
-
-def rows(influxd: Influxd, then: str = "") -> list[dict[str, str]]:
-    """What the bucket has: a row a field, or as Flux makes of it."""
-    tables = influxd.flux(f"{EVERYTHING} {then}").replace("\r\n", "\n").strip().split("\n\n")
-    columns = ("", "result", "table", "_start", "_stop")
-    found = [row for table in tables if table for row in csv.DictReader(table.splitlines())]
-    return [{key: value for key, value in row.items() if key not in columns and value} for row in found]
+from tests.stack.pipeline import Row, post, rows
 
 
-def timed(found: list[dict[str, str]]) -> list[dict[str, str]]:
+def timed(found: dict[str, Row]) -> dict[str, Row]:
     """Without the times that answers leave out: how long a stream was open, which a database does not keep."""
-    ends = ("duration_nano", "end_time_unix_nano")
-    return [row for row in found if "tailspan.timed" not in row or row["_field"] not in ends]
+    for row in found.values():
+        if "tailspan.timed" in row.tags:
+            del row.fields["duration_nano"], row.fields["end_time_unix_nano"]
+    return found
 
 
 def export(launch: Launch, collector: Collector, database: Path) -> str:
@@ -90,7 +80,7 @@ def test_a_history_makes_the_very_points_that_live_capture_made(
     launch: Launch, collector: Collector, influxd: Influxd, database: Path
 ) -> None:
     body = a_day_of_a_service()
-    httpx.post(f"{collector.endpoint}/v1/traces", content=body, headers=PROTOBUF, trust_env=False).raise_for_status()
+    post(collector.endpoint, body).raise_for_status()
     kept = otlp.read(body, otlp.PROTOBUF, "", time.time_ns())
     keep(database, kept.spans, kept.heartbeats)
     sent(collector, 18)
@@ -107,7 +97,7 @@ def test_every_span_of_a_history_is_a_point_however_often_it_is_sent(
     chance = Random(5)
     scene = any_scene(chance.choice)
     spans = []
-    for number in range(3000):
+    for number in range(1000):
         at = MOMENTS[0] + chance.randrange(240 * HOUR)
         ids = hashlib.sha256(str(number).encode()).digest()
         made = any_span(chance.choice, 0, at if number % 2 else at // 10**6 * 10**6, scene)
@@ -119,22 +109,21 @@ def test_every_span_of_a_history_is_a_point_however_often_it_is_sent(
     keep(database, spans, beats)
     for times in (1, 2):
         export(launch, collector, database)
-        sent(collector, 3000 * times)
+        sent(collector, 1000 * times)
     kinds = Counter(span.kind for span in spans)
     assert {kind: influxd.count(kind) for kind in ("request", "view", "heartbeat")} == {**kinds, "heartbeat": 100}
-    points = rows(influxd, '|> pivot(rowKey: ["_time"], columnKey: ["_field"], valueColumn: "_value")')
     found = {
-        point["trace_state"]: (point["tailspan.kind"], point["duration_nano"], point.get("tailspan.timed"))
-        for point in points
+        id: (row.tags["tailspan.kind"], int(row.fields["duration_nano"]), row.tags.get("tailspan.timed"))
+        for id, row in rows(influxd).items()
     }
     wanted = {
         f"{span.trace_id.hex()}-{span.span_id.hex()}": (
             span.kind,
-            str(span.duration_ns or 0),
+            span.duration_ns or 0,
             "false" if span.duration_ns is None else None,
         )
         for span in spans
     }
     assert found == wanted | {
-        f"{beat.trace_id.hex()}-{beat.span_id.hex()}": ("heartbeat", str(HOUR), None) for beat in beats
+        f"{beat.trace_id.hex()}-{beat.span_id.hex()}": ("heartbeat", HOUR, None) for beat in beats
     }
