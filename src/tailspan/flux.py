@@ -14,8 +14,8 @@ parameters, names come from the tables here.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from tailspan.meaning import LOOK_BACK, PAUSE
-from tailspan.query import Aggregate, Question, Range, Rows, Sessions
+from tailspan.meaning import LOOK_BACK
+from tailspan.query import METRICS, SESSION, VIEW, Aggregate, Kind, Question, Range, Rows, Sessions
 from tailspan.span import Device
 from tailspan.sql import ORDERED, SUMMED
 
@@ -60,6 +60,7 @@ EVERYTHING: Final = ("duration_nano", "attributes", "trace_state", "parent_span_
 SUMS: Final = {"mean_ms": ("sum",), "max_ms": ("max",), "last_seen": ("last",)}  # beside count
 ALL_TIME: Final = Range(0, 7_258_118_400 * 10**9)  # to 2200
 SLOT: Final = "30m"  # PAUSE, as meaning.py folds requests
+HOURS: Final = {"hour", "hour_of_day"}
 HOUR: Final = "15m"  # there are zones a quarter of an hour apart
 
 
@@ -69,12 +70,14 @@ class Stream(NamedTuple):
     column: str  # what `_value` is: a field, or count, sum, max, last
     flux: str
     values: tuple[tuple[str, Any], ...] = ()
+    windowed: bool = False  # a sum of each quarter of an hour, at `_time`
 
 
 class Part(NamedTuple):
-    """Streams of the same points, or of the same sums."""
+    """Streams of the same points, or of the same sums: `daily` ones are of a day each."""
 
     streams: tuple[Stream, ...]
+    daily: bool = False
 
     @property
     def summed(self) -> bool:
@@ -131,36 +134,45 @@ ENDS: Final = tuple(f"|> window(every: {SLOT}) |> {which}()" for which in ("firs
 
 
 def plan(question: Rows | Sessions | Aggregate, history: Iterable[Device]) -> tuple[Range, list[Part]]:
-    """From when to when, and all that the question's SQL needs of it."""
-    start_ns, end_ns = question.range
-    names = _names(question)
-    filters = _Filters(question, history)
-    apart = _apart(question, names)
+    """From when to when, and all that the question's SQL needs of it.
+
+    Most questions about people need the same points, whatever their filters: what was fetched for one serves the next.
+    """
+    early = Range(question.range.start_ns - LOOK_BACK, question.range.end_ns)
     if isinstance(question, Rows):
-        return question.range, [filters.points(EVERYTHING, NAMED)]
+        return question.range, [_Filters(question, history).points(EVERYTHING, NAMED)]
     if isinstance(question, Sessions):
-        return Range(start_ns - PAUSE, end_ns), [filters.points(EVERYTHING, ACTIVE)]
-    if "session" in question.asked:
-        return Range(start_ns - PAUSE, end_ns), _points(_Filters(None), apart, ACTIVE)
+        return early, [_Filters(None).points(EVERYTHING, ACTIVE)]
+    looked_at = bool(CLIENTS in _apart(question))
+    if question.asked == SESSION or _of_people(question):
+        return early, _activity(looked_at)
+    names = _names(question)
     if names & {*ORDERED, "feature"}:
-        apart = [*apart, UNADDRESSED]
-        early = Range(start_ns - LOOK_BACK, end_ns)
-        if CLIENTS not in apart and (
-            "feature" in names or set(question.metrics) <= ORDERED
-        ):  # nothing is asked of polls
+        if not looked_at and ("feature" in names or set(question.metrics) <= ORDERED):  # nothing is asked of polls
             polls = [Part((_stream("duration_nano", (POLLING, CERTAIN.holds), then),)) for then in ENDS]
-            return early, [
-                *_points(_Filters(None), apart, ACTIVE),
-                _Filters(None).points(ATTRIBUTES, POLLING, CERTAIN.otherwise),
-                *polls,
-            ]
-        return early, _points(_Filters(None), apart, NAMED)
+            unsure = _Filters(None).points(ATTRIBUTES, POLLING, CERTAIN.otherwise)
+            return early, [*_activity(looked_at), unsure, *polls]
+        return early, _points(_Filters(None), [PATHS, UNADDRESSED, VIEWS] if not looked_at else [CLIENTS], NAMED)
+    filters, apart = _Filters(question, history), _apart(question)
     if summable(question):
-        columns = _columns(question, names)
-        sums = filters.sums(question, columns, NAMED, BY_ADDRESS.otherwise, *(one.otherwise for one in apart))
+        sums = filters.sums(question, NAMED, BY_ADDRESS.otherwise, *(one.otherwise for one in apart))
         either = " or ".join(one.holds for one in (BY_ADDRESS, *apart))
         return question.range, [sums, filters.points(ATTRIBUTES, NAMED, f"({either})")]
     return question.range, _points(filters, apart, NAMED)
+
+
+def _activity(looked_at: bool) -> list[Part]:
+    """All pages, calls and views of people; `looked_at`: and what is known of their clients."""
+    return _points(_Filters(None), [CLIENTS] if looked_at else [PATHS, UNADDRESSED, VIEWS], ACTIVE)
+
+
+def _of_people(question: Aggregate) -> bool:
+    """Whether it is about nothing but that."""
+    kinds = frozenset[Kind]().union(*(METRICS[name].kinds for name in question.metrics)) & question.kinds
+    traffic = set(question.filters.get("traffic", ())) or {"none given"}
+    return kinds == VIEW or (
+        "person" in question.known and traffic <= {"page", "api"} and "first_seen" not in question.metrics
+    )
 
 
 def heartbeats() -> Part:
@@ -196,10 +208,10 @@ def _literal(text: str) -> str:
     return f'"{escaped}"'
 
 
-def newest() -> Part:
+def newest() -> Stream:
     """The newest request of each service and environment."""
     group = f"|> group(columns: {_list(('service', 'environment'))}) |> last()"
-    return Part((_stream("duration_nano", (REQUESTS,), group, columns=("service", "environment")),))
+    return _stream("duration_nano", (REQUESTS,), group, columns=("service", "environment"))
 
 
 def counted() -> Part:
@@ -221,13 +233,15 @@ def sighted_as(addresses: Iterable[str]) -> Part:
 
 
 def summable(question: Rows | Sessions | Aggregate) -> bool:
-    """Whether sums of each series are enough."""
-    names = _names(question)
+    """Whether the plan is of sums."""
     return (
         isinstance(question, Aggregate)
+        and question.asked != SESSION
+        and not _of_people(question)
         and set(question.metrics) <= SUMMED.keys()
-        and not names & {*ORDERED, "feature"}
-        and CLIENTS not in _apart(question, names)
+        and not _names(question) & {*ORDERED, "feature"}
+        and CLIENTS not in _apart(question)
+        and not ("last_seen" in question.metrics and HOURS & {*question.dimensions})  # windows tell no time of a point
     )
 
 
@@ -242,10 +256,11 @@ def _names(question: Question) -> set[str]:
     return {*metrics, *question.names, *question.filters, *question.without, *question.known}
 
 
-def _apart(question: Question, names: set[str]) -> list[Condition]:
+def _apart(question: Question) -> list[Condition]:
     """Series whose attributes must travel too."""
     if any(checker.address or checker.user_agent for checker in question.labels.checkers):
         return [CLIENTS]
+    names = _names(question)
     return [PATHS] * bool(names & {"endpoint", "feature"}) + [VIEWS] * ("visible_ms" in names)
 
 
@@ -260,8 +275,9 @@ def _points(filters: "_Filters", apart: list[Condition], *where: str) -> list[Pa
     return [told, filters.points(("duration_nano",), *where, *(one.otherwise for one in apart))]
 
 
-def _columns(question: Aggregate, names: set[str]) -> list[str]:
+def _columns(question: Aggregate) -> list[str]:
     """Those that the sums are told apart by."""
+    names = _names(question)
     found = {"kind", "caller", "login", "node_id", "address"}  # who is a person, and settled
     for name in names:
         found.update(MADE_OF.get(name, (name,)))
@@ -309,14 +325,20 @@ class _Filters:
     def points(self, fields: tuple[str, ...], *where: str) -> Part:
         return Part(tuple(_stream(field, (*where, *self.terms), "", self.values) for field in fields))
 
-    def sums(self, question: Aggregate, columns: list[str], *where: str) -> Part:
-        """Of each combination of the columns; where hours are asked for, of each series and quarter of an hour."""
-        before = f"|> group(columns: {_list(columns)})"
-        if {"hour", "hour_of_day"} & {*question.dimensions}:
-            before, columns = f"|> window(every: {HOUR})", list(TAGS)
+    def sums(self, question: Aggregate, *where: str) -> Part:
+        """Of each combination of the columns that matter; where hours are, of each series and quarter of an hour."""
+        columns, windowed = _columns(question), bool(HOURS & {*question.dimensions})
+        then = f"|> group(columns: {_list(columns)}) |> {{how}}()"
+        if windowed:
+            columns = list(TAGS)
+            then = f'|> aggregateWindow(every: {HOUR}, fn: {{how}}, createEmpty: false, timeSrc: "_start")'
         sums = dict.fromkeys(["count", *(one for metric in question.metrics for one in SUMS.get(metric, ()))])
         terms = (*where, *self.terms)
-        return Part(tuple(_stream(how, terms, f"{before} |> {how}()", self.values, columns) for how in sums))
+        streams = (_stream(how, terms, then.format(how=how), self.values, columns) for how in sums)
+        return Part(
+            tuple(one._replace(windowed=windowed) for one in streams),
+            daily=bool({"day", "weekday"} & {*question.dimensions}),
+        )
 
 
 def _stream(

@@ -14,7 +14,7 @@ from typing import IO, Final, NamedTuple
 import duckdb
 
 from tailspan.errors import StoreError
-from tailspan.flux import POINTS, TAGS, Part
+from tailspan.flux import POINTS, TAGS, Part, Stream
 from tailspan.span import ABOUT
 
 SCHEMA: Final = """
@@ -161,7 +161,7 @@ def arrive(cursor: duckdb.DuckDBPyConnection, part: Part, answers: Sequence[Sequ
     """Makes the temporary table `arrived` of a part's streams."""
     first, *others = part.streams
     for stream, tables in zip(part.streams, answers, strict=True):
-        cursor.execute(f"CREATE OR REPLACE TEMP TABLE stream_{stream.column} AS {_read(stream.column, tables)}")
+        cursor.execute(f"CREATE OR REPLACE TEMP TABLE stream_{stream.column} AS {_read(stream, tables)}")
     known = {stream.column for stream in part.streams}
     source = f"stream_{first.column}"
     for stream in others:
@@ -186,21 +186,22 @@ def learn(cursor: duckdb.DuckDBPyConnection) -> bool:
     return bool(added)
 
 
-def _read(value: str, tables: Sequence[Table]) -> str:
+def _read(stream: Stream, tables: Sequence[Table]) -> str:
     """The rows of all tables: their series, time and value, and the tags."""
-    selects = [_select(value, table) for table in tables]
+    selects = [_select(stream, table) for table in tables]
     if not selects:
-        nothing = ", ".join(f"NULL::VARCHAR AS {name}" for name in (*TAGS, value))
+        nothing = ", ".join(f"NULL::VARCHAR AS {name}" for name in (*TAGS, stream.column))
         selects = [f"SELECT {nothing}, NULL::BIGINT AS at_ns, NULL::UBIGINT AS series WHERE false"]
     return " UNION ALL BY NAME ".join(selects)
 
 
-def _select(value: str, table: Table) -> str:
+def _select(stream: Stream, table: Table) -> str:
     """Columns are named by their place: no name of the answer gets into the SQL."""
     place = {name: f"c{number}" for number, name in enumerate(table.columns)}
     types = ", ".join(f"'{column}': 'VARCHAR'" for column in place.values())
     tags = {column: place.get(tag, "NULL::VARCHAR") for column, tag in TAGS.items()}
-    at = _nanoseconds(place["_time"] if value in POINTS else place["_start"])
+    value = stream.column
+    at = _nanoseconds(place["_time"] if value in POINTS or stream.windowed else place["_start"])
     chosen = ", ".join(f"{form} AS {column}" for column, form in tags.items())
     given = _nanoseconds(place["_time"]) if value == "last" else place["_value"]
     return (

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from tailspan import pieces
 from tailspan.app import create_app
 from tailspan.config import InfluxDB as InfluxSettings
 from tailspan.config import Settings
@@ -286,7 +287,10 @@ def test_starts_of_whole_milliseconds_are_spread_over_it_and_durations_stay(infl
         ] == world[::-1]
 
 
-def test_a_late_request_of_a_day_that_is_over_is_in_the_next_answer(influxd: Influxd, tmp_path: Path) -> None:
+def test_a_late_request_of_a_day_that_is_over_is_seen_when_its_days_are_counted_again(
+    influxd: Influxd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "FRESH_S", 0.1)
     days = Range(WORLD[0].start_ns - 10 * 86400 * SECOND, WORLD[0].start_ns)
     first = kept([at((days.start_ns - WORLD[0].start_ns) / SECOND + 86400 * n) for n in range(1, 9)])
     query = Aggregate(
