@@ -49,5 +49,5 @@ OPEN_REQUESTS: Final = "tailspan.open_requests"  # heartbeat: requests open for 
 SCHEMA: Final = "tailspan.schema"
 
 SCHEMA_VERSION: Final = 1
-MAX_LENGTH: Final = 1024  # characters of any value taken from a request
+MAX_LENGTH: Final = 1024  # characters of any value taken from a request; stores keep as many bytes
 METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "QUERY"))

@@ -505,6 +505,14 @@ def test_a_second_pipeline_brings_the_same_spans_to_tailspan_serve(
     assert told == {id_of(one): (began, ANA) for one in spans}
 
 
+def test_each_key_of_the_environment_is_documented_with_its_default() -> None:
+    both = CONFIG + (ROOT / "collector-serve.yaml").read_text("utf-8")
+    keys = dict(re.findall(r"\$\{env:(\w+)(?::-([^}]*))?\}", both))
+    documented = (ROOT / "docs/collector.md").read_text("utf-8").partition("comes from the environment:")[2]
+    table = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? ?\|", documented.partition("To want a bearer")[0], re.M)
+    assert dict(table) == keys
+
+
 def test_the_configuration_speaks_of_the_same_names_and_paths_as_the_code() -> None:
     [kept] = re.findall(r"keep_keys\(span\.attributes, \[(.*?)\]\)", CONFIG, re.DOTALL)
     stored = set(re.findall(r'"([^"]+)"', kept))

@@ -227,6 +227,20 @@ def test_what_influxd_refuses_for_good_is_counted(influxd: Influxd, tmp_path: Pa
     assert ids(influxd) == []
 
 
+def test_a_span_older_than_the_retention_costs_no_other_but_its_batch_counts_as_refused(
+    influxd: Influxd, tmp_path: Path
+) -> None:
+    [org] = influxd.ask("GET", "/api/v2/orgs").json()["orgs"]
+    hours = {"name": "hours", "orgID": org["id"], "retentionRules": [{"type": "expire", "everySeconds": 7200}]}
+    influxd.ask("POST", "/api/v2/buckets", json=hours).raise_for_status()
+    with changed(tmp_path, influxd, INFLUXDB_V2_BUCKET="hours") as collector:
+        old = span(50, start_ns=START_NS - 10**15)
+        send(collector.endpoint, [span(n) if n != 50 else old for n in range(1, 101)])
+        failed = "otelcol_exporter_send_failed_spans"
+        until(lambda: collector.metric(failed), "nothing was counted as refused", collector.said)
+        assert (collector.metric(failed), influxd.count(bucket="hours")) == (100, 99)
+
+
 @contextmanager
 def changed(tmp_path: Path, influxd: Influxd, more: str = "{}", **environment: str) -> Iterator[Collector]:
     """A collector with other settings, and a second file of configuration over the first."""
