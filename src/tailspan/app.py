@@ -42,7 +42,7 @@ def create_app(settings: Settings, store: DuckDB, clock: Callable[[], datetime] 
 
     Where the settings name an InfluxDB, answers come from there, and spans do not come here but to its collector.
     """
-    inbox = None if settings.influxdb else Inbox(store, clock)
+    inbox = None if settings.influxdb else Inbox(store, clock, settings.trusted_peers)
     of = _sources(settings, store, LabelsFile(settings.settings))
     app = FastAPI(
         title="tailspan",
@@ -74,7 +74,7 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
     """
     settings = config or Settings.read()
     store = DuckDB(settings.db)
-    inbox = None if settings.influxdb else Inbox(store, clock)
+    inbox = None if settings.influxdb else Inbox(store, clock, settings.trusted_peers)
     labels = LabelsFile(settings.settings)
     of = _sources(settings, store, labels)
     guard = Guard(_nothing, settings)

@@ -5,10 +5,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
+
+from tailspan_otel.identity import LOOPBACK, Network
 
 from tailspan.errors import SettingError
 
@@ -42,6 +44,7 @@ class Settings:
     userspace: bool | None = None  # tailscaled runs without a TUN device; None: ask it
     url: str = ""  # where the commands find the server: a URL or "unix:/path"; else where it listens
     ts_socket: Path = Path("/var/run/tailscale/tailscaled.sock")  # TS_SOCKET: tailscaled's own
+    trusted_peers: tuple[Network, ...] = LOOPBACK  # proxies whose headers are believed in other services' spans
     influxdb: InfluxDB | None = None  # INFLUXDB_V2_*; None: the database file is the store
     collector_metrics: str = ""  # URL of the collector's own metrics, where one stands before the store
 
@@ -150,6 +153,14 @@ def _url(key: str, value: str) -> str:
     raise SettingError(f"{key} is {value!r}.", value=value, rule="It is http://host:port or unix:/path.")
 
 
+def _networks(key: str, value: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ip_network(peer.strip()) for peer in value.split(",") if peer.strip())
+    except ValueError as problem:
+        rule = "It is addresses or networks with commas between, as 127.0.0.1, 172.18.0.0/16."
+        raise SettingError(f"{key} is {value!r}: {problem}.", value=value, rule=rule) from None
+
+
 READERS: Final = {
     "TAILSPAN_DB": lambda key, value: Path(value).expanduser(),
     "TAILSPAN_LISTEN": _listen,
@@ -160,13 +171,12 @@ READERS: Final = {
     "TAILSPAN_RETENTION_DAYS": lambda key, value: _number(key, value, "days", 36500),
     "TAILSPAN_SETTINGS": lambda key, value: Path(value).expanduser(),
     "TAILSPAN_USERSPACE": _flag,
+    "TAILSPAN_TRUSTED_PEERS": _networks,
     "TAILSPAN_URL": _url,
     "TAILSPAN_COLLECTOR_METRICS": _url,
 }
-# read by the middleware in the services, which may share the environment
-CAPTURE_KEYS: Final = frozenset({"TAILSPAN_TRUSTED_PEERS"})
 INFLUXDB_KEYS: Final = frozenset(
     f"INFLUXDB_V2_{name}"
     for name in ("URL", "ORG", "BUCKET", "TOKEN", "TOKEN_FILE", "TIMEOUT", "ADMIN_TOKEN", "ADMIN_TOKEN_FILE")
 )
-KEYS: Final = READERS.keys() | {"TAILSPAN_TOKEN_FILE"} | CAPTURE_KEYS | INFLUXDB_KEYS
+KEYS: Final = READERS.keys() | {"TAILSPAN_TOKEN_FILE"} | INFLUXDB_KEYS

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from tailspan_otel.identity import LOOPBACK, Network
 
 from tailspan.errors import BusyError, TailspanError
 from tailspan.ingest import Delivery, otlp
@@ -38,10 +39,11 @@ class Counts(BaseModel):
 
 
 class Inbox:
-    """Takes deliveries for one store."""
+    """Takes deliveries for one store. `trusted`: the proxies whose headers are believed in other services' spans."""
 
-    def __init__(self, store: DuckDB, clock: Callable[[], datetime]) -> None:
+    def __init__(self, store: DuckDB, clock: Callable[[], datetime], trusted: tuple[Network, ...] = LOOPBACK) -> None:
         self.counts = Counts()
+        self._trusted = trusted
         self._store = store
         self._clock = clock
         self._counting = threading.Lock()
@@ -69,7 +71,7 @@ class Inbox:
 
     def deliver(self, body: bytes, content_type: str, encoding: str) -> ExportTraceServiceResponse:
         """Keeps what the body holds: it is on disk when this returns. Raises like `receive`."""
-        delivery = otlp.read(body, content_type, encoding, nanoseconds(self._clock()))
+        delivery = otlp.read(body, content_type, encoding, nanoseconds(self._clock()), self._trusted)
         self.keep(delivery)
         answer = ExportTraceServiceResponse()
         if delivery.rejected:

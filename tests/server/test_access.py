@@ -133,6 +133,7 @@ def test_the_token_may_come_from_a_file_and_is_never_shown(tmp_path: Path) -> No
         ("TAILSPAN_RETENTION_DAYS", "0"),
         ("TAILSPAN_RETENTION_DAYS", "ten"),
         ("TAILSPAN_USERSPACE", "maybe"),
+        ("TAILSPAN_TRUSTED_PEERS", "nginx"),
         ("TAILSPAN_URL", "localhost:8100"),
     ],
 )
@@ -145,5 +146,5 @@ def test_a_bad_setting_is_named_with_its_rule(key: str, value: str) -> None:
 
 
 def test_an_unknown_setting_is_a_warning_with_the_nearest_one(caplog: pytest.LogCaptureFixture) -> None:
-    assert Settings.read({"TAILSPAN_LISTENN": "x", "TAILSPAN_TRUSTED_PEERS": "127.0.0.1"}) == Settings()
+    assert Settings.read({"TAILSPAN_LISTENN": "x", "TAILSPAN_TRUSTED_PEERS": "127.0.0.1,::1"}) == Settings()
     assert caplog.messages == ["TAILSPAN_LISTENN is no setting; did you mean TAILSPAN_LISTEN?"]

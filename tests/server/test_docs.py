@@ -55,7 +55,7 @@ def test_each_key_of_the_environment_is_documented() -> None:
     told = {
         name for cells in rows(section("settings.md", "\n## Of the server")) for name in re.findall(r"\w+", cells[0])
     }
-    assert told == KEYS - {"TAILSPAN_TRUSTED_PEERS"}  # read by the middleware in the services
+    assert told == KEYS
 
 
 def test_each_state_of_a_source_is_documented() -> None:

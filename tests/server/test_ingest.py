@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -199,6 +200,14 @@ def test_of_a_foreign_span_only_what_its_proxy_told_is_believed(
     client.post("/v1/traces", json=export(span(1, SERVE | changed)))
     [log] = logs(client)
     assert {key: log[key] for key in shown} == shown
+
+
+def test_a_named_proxy_is_believed_in_the_place_of_loopback(serving: Serving) -> None:
+    peers = ("172.18.0.5", "127.0.0.1")
+    with serving(trusted_peers=(ip_network("172.18.0.0/16"),)) as client:
+        spans = [span(n, SERVE | {"network.peer.address": peer}, ago=n) for n, peer in enumerate(peers, 1)]
+        client.post("/v1/traces", json=export(*spans))
+        assert [log["user"] for log in logs(client)] == ["ana@example.com", None]
 
 
 def test_an_address_that_a_foreign_span_claims_names_no_device(client: TestClient) -> None:
