@@ -119,7 +119,7 @@ BEATS: Final = [
         bytes([n] * 16),
         bytes([n] * 8),
         WORLD[0].start_ns + n * SECOND,
-        WORLD[0].start_ns + 600 * SECOND,
+        WORLD[0].start_ns + (600 + n) * SECOND,
         service,
         None,
         n == 2,
