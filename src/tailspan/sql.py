@@ -120,6 +120,10 @@ FILTERS: Final = {
 OF_TIME: Final = {"hour_of_day", "weekday", "hour", "day"}
 ORDERED: Final = {"accesses", "deliberate_calls"}  # metrics that need to know what came before
 OF_PATH: Final = {"endpoint", "feature"}
+# JOINED, where paths are read only for requests without a route: they are most of what there is to read
+BY_PATH: Final = f"""(
+    SELECT request.* EXCLUDE (number, path), NULL::VARCHAR AS path, {{0}}.* FROM {JOINED} AND route IS NOT NULL
+    UNION ALL BY NAME SELECT request.* EXCLUDE (number), {{0}}.* FROM {JOINED} AND route IS NULL)"""
 OF_REQUEST: Final = OF_TIME | OF_PATH  # what a row of `about` alone does not tell
 NEWEST_FIRST: Final = "ORDER BY start_ns DESC, trace_id DESC, span_id DESC"
 SPAN: Final = ", ".join(Span._fields)
@@ -255,7 +259,7 @@ def _records(
     parties = ", ".join(COLUMNS[name] for name in question.names if name not in OF_REQUEST) or "true"
     party = f", dense_rank() OVER (ORDER BY {parties}) AS party" if metrics & PERCENTS.keys() else ""
     tables += f", chosen AS (SELECT *{party} FROM {chosen} WHERE {' AND '.join(conditions)})"
-    source = JOINED.format("chosen")
+    source = (BY_PATH if named & OF_PATH else JOINED).format("chosen")
     if named & {*ORDERED, "feature"}:
         tables += f", {LOADS}"
         source += IN_LOAD

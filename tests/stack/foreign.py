@@ -48,9 +48,9 @@ class Service(Engine):
             return client.request(method, path, headers=headers).status_code
 
 
-def express(folder: Path, endpoint: str) -> Service:
+def express(folder: Path, endpoint: str, **environment: str) -> Service:
     command = ("node", "--require", EXPRESS / "tracing.js", EXPRESS / "app.js")
-    return Service(*command, folder=folder, endpoint=endpoint, NODE_PATH=str(express_modules()))
+    return Service(*command, folder=folder, endpoint=endpoint, NODE_PATH=str(express_modules()), **environment)
 
 
 def go(folder: Path, endpoint: str) -> Service:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import Launch
 from tests.server.spans import ANA, export, span
-from tests.stack.engines import ROOT, Influxd, until
+from tests.stack.engines import ROOT, Collector, Influxd, until
 from tests.stack.foreign import EXPRESS, GO, NO_PROXY, PROXY, Service, express, go
 
 ANA_HEADERS = {"Tailscale-User-Login": "ana@example.com", "X-Forwarded-For": "100.64.0.7"}
@@ -132,3 +132,12 @@ def test_the_documentation_shows_what_was_tested() -> None:
     shown = (ROOT / "docs/collector.md").read_text()
     assert f"```js\n{(EXPRESS / 'tracing.js').read_text()}```" in shown
     assert f"```go\n{(GO / 'tracing.go').read_text()}```" in shown
+
+
+def test_spans_come_in_over_grpc_too(influxd: Influxd, collector: Collector, tmp_path: Path) -> None:
+    service = express(tmp_path, f"http://127.0.0.1:{collector.grpc}", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
+    try:
+        visited(service)
+        until(lambda: influxd.count() >= len(CALLS), "the calls are not all there", service.said)
+    finally:
+        service.kill()

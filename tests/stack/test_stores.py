@@ -11,6 +11,12 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.trace import SpanContext, SpanKind
 from starlette.testclient import TestClient
 
 from tailspan import pieces
@@ -29,7 +35,6 @@ from tests.server.reference import MS, SECOND, SESSION_METRICS, answer, history_
 from tests.server.strategies import TABLET, VALUES_OF, dense_world, questions, rich_world
 from tests.server.test_reference import ANA, COMMON, DOCUMENT, LABELS, SETTINGS, UNKNOWN, asked, at
 from tests.stack.engines import Collector, Influxd, free_port, until
-from tests.stack.pipeline import post
 
 BETWEEN_MS: Final = 333_333  # a start that is no whole millisecond stays as it is
 NOW: Final = datetime.now(UTC)
@@ -69,6 +74,35 @@ def influxd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Influxd]:
         engine.kill()
 
 
+def of_sdk(record: Span | Heartbeat) -> ReadableSpan:
+    """As the SDK has it in a service."""
+    [batch] = batches([record])
+    [resource] = ExportTraceServiceRequest.FromString(batch.body).resource_spans
+    one = resource.scope_spans[0].spans[0]
+    return ReadableSpan(
+        one.name,
+        context_of(one.trace_id, one.span_id),
+        context_of(one.trace_id, one.parent_span_id) if one.parent_span_id else None,
+        Resource(attributes_of(resource.resource.attributes)),
+        attributes_of(one.attributes),
+        kind=SpanKind(one.kind - 1),
+        start_time=one.start_time_unix_nano,
+        end_time=one.end_time_unix_nano,
+    )
+
+
+def context_of(trace_id: bytes, span_id: bytes) -> SpanContext:
+    return SpanContext(int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big"), is_remote=False)
+
+
+def attributes_of(pairs: Iterable[Any]) -> dict[str, Any]:
+    values = {pair.key: (pair.value, pair.value.WhichOneof("value")) for pair in pairs}
+    return {
+        key: [item.string_value for item in value.array_value.values] if kind == "array_value" else getattr(value, kind)
+        for key, (value, kind) in values.items()
+    }
+
+
 class Stored:
     """A world in a bucket of its own, and a store that asks it."""
 
@@ -86,8 +120,9 @@ class Stored:
     def send(self, records: Iterable[Span | Heartbeat]) -> None:
         sent = list(records)
         before = self.count()
-        for batch in batches(sent):
-            assert post(self.collector.endpoint, batch.body).status_code == 200
+        exporter = OTLPSpanExporter(f"{self.collector.endpoint}/v1/traces")
+        assert exporter.export([of_sdk(record) for record in sent]) is SpanExportResult.SUCCESS
+        exporter.shutdown()  # type: ignore[no-untyped-call]  # the exporter has no types
         until(lambda: self.count() == before + len(sent), f"{len(sent)} points are not there", self.collector.said)
 
     def count(self) -> int:
