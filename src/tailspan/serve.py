@@ -80,7 +80,11 @@ def check_free(path: str) -> None:
 
 def greeting(settings: Settings, listening: socket.socket | None) -> str:
     if listening is None:
-        return f"tailspan listens on {settings.listen} · database {settings.db}"
-    host, port = listening.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    return f"tailspan listens on {url} · database {settings.db} · services send with OTEL_EXPORTER_OTLP_ENDPOINT={url}"
+        url = settings.listen
+    else:
+        host, port = listening.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if settings.influxdb:
+        return f"tailspan listens on {url} · answers from InfluxDB at {settings.influxdb.url} · services send to its collector"
+    said = f"tailspan listens on {url} · database {settings.db}"
+    return f"{said} · services send with OTEL_EXPORTER_OTLP_ENDPOINT={url}" if listening else said

@@ -100,7 +100,7 @@ def test_an_influxdb_that_is_away_is_told_with_what_waits(influxd: Influxd, coll
     assert later(seconds=10)["state"] == "ok"  # it may be about to be written
     assert later(seconds=10) == {
         "state": "behind",
-        "message": "InfluxDB has taken nothing since 2026-03-01T12:00:00Z; spans waiting: 5, room for 1000000.",
+        "message": "InfluxDB has taken nothing since 2026-03-01T12:00:00Z; spans waiting: 5, room for 1100000.",
     }
     influxd.start()
     metric(collector, "sent_spans", 5)
