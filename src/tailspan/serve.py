@@ -85,6 +85,7 @@ def greeting(settings: Settings, listening: socket.socket | None) -> str:
         host, port = listening.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if settings.influxdb:
-        return f"tailspan listens on {url} · answers from InfluxDB at {settings.influxdb.url} · services send to its collector"
+        there = settings.influxdb.url
+        return f"tailspan listens on {url} · answers from InfluxDB at {there} · services send to its collector"
     said = f"tailspan listens on {url} · database {settings.db}"
     return f"{said} · services send with OTEL_EXPORTER_OTLP_ENDPOINT={url}" if listening else said
