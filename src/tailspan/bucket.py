@@ -22,6 +22,7 @@ from tailspan.query import Range
 PLAIN: Final = Dialect(header=True, delimiter=",", annotations=[], date_time_format="RFC3339Nano")
 # of what comes and goes by itself; a question changes nothing, and so may be asked again
 AGAIN: Final = Retry(total=2, read=0, backoff_factor=0.3, status_forcelist=(429, 502, 503, 504), allowed_methods=None)
+CONNECT_MS: Final = 3000  # to reach it takes no time, or never comes true
 MEASURED: Final = 100
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -36,7 +37,7 @@ class Bucket:
             settings.url,
             settings.token,
             org=settings.org,
-            timeout=settings.timeout_ms,
+            timeout=(CONNECT_MS, settings.timeout_ms),
             retries=AGAIN,
             enable_gzip=False,
         )
@@ -66,9 +67,9 @@ class Bucket:
             return list(points.records(lines))
 
     def delete(self, predicate: str, of: Range) -> None:
-        """All points of the range that it holds for."""
+        """All points of the range that it holds for. The API's stop is included, a range's end is not."""
         with self._told():
-            self._client.delete_api().delete(_time(of.start_ns), _time(of.end_ns), predicate, self.settings.bucket)
+            self._client.delete_api().delete(_time(of.start_ns), _time(of.end_ns - 1), predicate, self.settings.bucket)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

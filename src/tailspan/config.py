@@ -87,7 +87,7 @@ class Settings:
 def _influxdb(given: Mapping[str, str]) -> InfluxDB | None:
     if "INFLUXDB_V2_URL" not in given:
         return None
-    found: dict[str, str | int] = {"url": _url("INFLUXDB_V2_URL", given["INFLUXDB_V2_URL"])}
+    found: dict[str, str | int] = {"url": _web("INFLUXDB_V2_URL", given["INFLUXDB_V2_URL"])}
     if "INFLUXDB_V2_TOKEN_FILE" in given:
         found["token"] = content("INFLUXDB_V2_TOKEN_FILE", given["INFLUXDB_V2_TOKEN_FILE"])
     elif "INFLUXDB_V2_TOKEN" in given:
@@ -95,6 +95,8 @@ def _influxdb(given: Mapping[str, str]) -> InfluxDB | None:
     else:
         fix = "Make the bucket and its tokens: tailspan setup influxdb"
         raise SettingError("INFLUXDB_V2_URL is set, and INFLUXDB_V2_TOKEN is not.", fix=fix)
+    if not (str(found["token"]).isascii() and str(found["token"]).isprintable() and " " not in str(found["token"])):
+        raise SettingError("INFLUXDB_V2_TOKEN is no token.", rule="It is one word of printable ASCII.")  # never shown
     found |= {name: given[key] for name in ("org", "bucket") if (key := f"INFLUXDB_V2_{name.upper()}") in given}
     if "INFLUXDB_V2_TIMEOUT" in given:
         found["timeout_ms"] = _number("INFLUXDB_V2_TIMEOUT", given["INFLUXDB_V2_TIMEOUT"], "milliseconds", 600_000)
@@ -161,6 +163,14 @@ def _networks(key: str, value: str) -> tuple[Network, ...]:
         raise SettingError(f"{key} is {value!r}: {problem}.", value=value, rule=rule) from None
 
 
+def _web(key: str, value: str) -> str:
+    """A URL that may be shown."""
+    parts = urlsplit(value)
+    if parts.scheme in ("http", "https") and parts.hostname and not parts.username:
+        return value.rstrip("/")
+    raise SettingError(f"{key} is no URL that it can be.", rule="It is http://host:port, without a user.")
+
+
 READERS: Final = {
     "TAILSPAN_DB": lambda key, value: Path(value).expanduser(),
     "TAILSPAN_LISTEN": _listen,
@@ -173,7 +183,7 @@ READERS: Final = {
     "TAILSPAN_USERSPACE": _flag,
     "TAILSPAN_TRUSTED_PEERS": _networks,
     "TAILSPAN_URL": _url,
-    "TAILSPAN_COLLECTOR_METRICS": _url,
+    "TAILSPAN_COLLECTOR_METRICS": _web,
 }
 INFLUXDB_KEYS: Final = frozenset(
     f"INFLUXDB_V2_{name}"

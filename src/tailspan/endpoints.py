@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from importlib.metadata import version
+from itertools import chain, islice
 from typing import Annotated, Any, Literal, cast, get_args
 
 from fastapi import APIRouter, Query, Request, Response
@@ -160,8 +161,10 @@ def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
     @routes.get("/people/{login}", response_class=StreamingResponse, responses=EXPORT)
     def export(login: str) -> StreamingResponse:
         """Everything kept of a person, oldest first: a request or view a line, as JSON."""
-        spans = (f"{log(span).model_dump_json()}\n" for span in of.store.export(login))
-        return StreamingResponse(spans, media_type="application/x-ndjson")
+        spans = of.store.export(login)
+        first = list(islice(spans, 1))  # before the answer begins: a store in trouble is no empty answer
+        lines = (f"{log(span).model_dump_json()}\n" for span in chain(first, spans))
+        return StreamingResponse(lines, media_type="application/x-ndjson")
 
     @routes.delete("/people/{login}", responses=REFUSAL)
     def forget(login: str) -> Forgotten:

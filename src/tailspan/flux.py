@@ -139,6 +139,8 @@ def plan(question: Rows | Sessions | Aggregate, history: Iterable[Device]) -> tu
     Most questions about people need the same points, whatever their filters: what was fetched for one serves the next.
     """
     early = Range(question.range.start_ns - LOOK_BACK, question.range.end_ns)
+    if isinstance(question, Rows) and "feature" in _names(question):
+        return early, [_Filters(None).points(EVERYTHING, NAMED)]
     if isinstance(question, Rows):
         return question.range, [_Filters(question, history).points(EVERYTHING, NAMED)]
     if isinstance(question, Sessions):
@@ -245,8 +247,13 @@ def summable(question: Rows | Sessions | Aggregate) -> bool:
     )
 
 
-def earliest() -> list[Part]:
-    """The first activity of each series, and every activity of those known by address: what `first_seen` needs."""
+def earliest(question: Question) -> list[Part]:
+    """What `first_seen` needs: the first activity of each series, and every activity of those known by address.
+
+    All of it where the settings look at clients, of whom a series says nothing.
+    """
+    if CLIENTS in _apart(question):
+        return [_Filters(None).points(ATTRIBUTES, ACTIVE)]
     first = _stream("duration_nano", (ACTIVE, BY_ADDRESS.otherwise), "|> first()")
     return [Part((first,)), _Filters(None).points(("duration_nano",), ACTIVE, BY_ADDRESS.holds)]
 
@@ -311,7 +318,9 @@ class _Filters:
             self.terms.append(PERSONAL)
 
     def only(self, name: str, wanted: Iterable[str], *others: str) -> "_Filters":
-        self.terms.append(f"({' or '.join([*self._equal(name, wanted), *others])})")
+        """Where nothing is wanted all is let through: an empty `or` is no Flux."""
+        if wanted := list(wanted):
+            self.terms.append(f"({' or '.join([*self._equal(name, wanted), *others])})")
         return self
 
     def _equal(self, name: str, wanted: Iterable[str]) -> list[str]:

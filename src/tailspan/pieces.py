@@ -1,4 +1,4 @@
-"""What was fetched from InfluxDB, a table for each part of a question and piece of time, and kept while it is right.
+"""What was fetched from InfluxDB, by part of a question and piece of time, and kept while it is right.
 
 Days that are over stay, on disk, for as long as the process runs: until the number of their points or the sum of their
 durations changes. What is not over is kept for a second, so that the questions of one answer share it.
@@ -26,12 +26,13 @@ OPEN_S: Final = 1.0  # likewise what is not over
 MOST_DAYS: Final = 400  # more are one piece
 MOST_COUNTS: Final = 3  # stretches of days that are counted to check one part
 MOST_ROWS: Final = 20_000_000
+MOST_KEPT: Final = 2_000
 
 
 class Kept(NamedTuple):
-    """Rows of one part and piece."""
+    """Rows of one part and piece, in the table `kept`."""
 
-    table: str
+    number: int
     rows: int
     fetched: float
     among: Range | None  # the days that are over, among which it was fetched; None where it is not over
@@ -41,25 +42,25 @@ class Kept(NamedTuple):
 class Pieces:
     """Not for several threads at once. Raises what Bucket raises."""
 
-    def __init__(self, bucket: Bucket, folder: Path) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, bucket: Bucket, folder: Path) -> None:
+        connection.execute(points.SCHEMA)
         self.folder = folder
         self.learned = 0  # how often something new came into `about`
         self._bucket = bucket
         self._asking = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tailspan-influxdb")
-        self._tables = 0
+        self._last = 0
         self._kept: dict[tuple[Part, Range], Kept] = {}
         self._counted: dict[Range, tuple[float, object]] = {}
-        self._dropped: list[str] = []  # tables that somebody may still ask
 
     def close(self) -> None:
         self._asking.shutdown()
 
-    def tables(
+    def load(
         self, cursor: duckdb.DuckDBPyConnection, of: Range, parts: Sequence[Part], zone: str, *, exact: bool = False
-    ) -> list[str]:
-        """Those that have the parts of that time; `exact`: without the rest of the day that it begins in."""
+    ) -> list[int]:
+        """The numbers in `kept` of these parts of that time; `exact`: without the rest of the day that it begins in."""
         days = [] if exact else _days(of, zone)
-        over = Range(days[0].start_ns, days[-2].end_ns) if len(days) > 1 else None
+        over = Range(days[0].start_ns, days[-2].end_ns) if len(days) > 1 else None  # as far as any piece of it is
         plans = [(part, pieces, self._wanted(part, pieces)) for part in parts for pieces in [_pieces(part, of, days)]]
         ended = {piece for _, _, wanted in plans for piece in wanted if over and _is_over(piece, of, days)}
         counted = self._count(over) if over and ended else None  # before what is counted is fetched
@@ -73,7 +74,7 @@ class Pieces:
                         self.learned += points.learn(cursor)
                     for piece in wanted:
                         self._keep(cursor, (part, piece), over if piece in ended else None, counted)
-                    found += [self._kept[part, piece].table for piece in pieces]
+                    found += [self._kept[part, piece].number for piece in pieces]
             finally:
                 wait([answer for answers in asked for answer in answers])
         return found
@@ -108,17 +109,20 @@ class Pieces:
     def _keep(
         self, cursor: duckdb.DuckDBPyConnection, key: tuple[Part, Range], among: Range | None, counted: object
     ) -> None:
-        """A table of what arrived, as far as it is of the piece."""
-        self._tables += 1
-        table = f"piece_{self._tables}"
+        """What arrived, as far as it is of the piece."""
+        self._let_go(cursor, key)
+        self._last += 1
         columns = ", ".join(points.KEPT)
-        cursor.execute(
-            f"CREATE TABLE {table} AS SELECT {columns} FROM arrived WHERE start_ns >= ? AND start_ns < ?", [*key[1]]
-        )
-        (rows,) = cursor.execute(f"SELECT count(*) FROM {table}").fetchall()[0]
+        (rows,) = cursor.execute(
+            f"INSERT INTO kept SELECT {self._last}, {columns} FROM arrived WHERE start_ns >= ? AND start_ns < ?",
+            [*key[1]],
+        ).fetchall()[0]
+        self._kept[key] = Kept(self._last, rows, time.monotonic(), among, counted)
+
+    def _let_go(self, cursor: duckdb.DuckDBPyConnection, key: tuple[Part, Range]) -> None:
+        """Whoever asks these rows at this moment has them still: by a transaction."""
         if before := self._kept.pop(key, None):
-            self._dropped.append(before.table)
-        self._kept[key] = Kept(table, rows, time.monotonic(), among, counted)
+            cursor.execute("DELETE FROM kept WHERE number_kept = ?", [before.number])
 
     def _count(self, of: Range) -> object:
         """The points of days that are over, by source, and their durations."""
@@ -134,22 +138,24 @@ class Pieces:
             self._counted[of] = now, counts
         return self._counted[of][1]
 
-    def forget(self) -> None:
+    def forget(self, cursor: duckdb.DuckDBPyConnection) -> None:
         """Everything is fetched anew."""
-        self._dropped += [kept.table for kept in self._kept.values()]
-        self._kept.clear()
+        for key in list(self._kept):
+            self._let_go(cursor, key)
         self._counted.clear()
+        cursor.execute("DELETE FROM about")  # nothing refers to it any more, and it names people
+        self.learned += 1
 
-    def tidy(self, connection: duckdb.DuckDBPyConnection, asked: int) -> None:
-        """Lets go of what is no longer kept, and of too much what was fetched first; drops it if nobody asks it."""
+    def tidy(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """Lets go of what is no longer right to keep, and of too much what was fetched first."""
         for key in [key for key, kept in self._kept.items() if kept.among is None and not self._holds(kept)]:
-            self._dropped.append(self._kept.pop(key).table)
-        while sum(kept.rows for kept in self._kept.values()) > MOST_ROWS:
-            self._dropped.append(self._kept.pop(next(iter(self._kept))).table)
-        if not asked:
-            for table in self._dropped:
-                connection.execute(f"DROP TABLE {table}")
-            self._dropped.clear()
+            self._let_go(cursor, key)
+        while len(self._kept) > MOST_KEPT or sum(kept.rows for kept in self._kept.values()) > MOST_ROWS:
+            self._let_go(cursor, next(iter(self._kept)))
+        if len(self._counted) > MOST_COUNTS:
+            self._counted = {
+                kept.among: self._counted[kept.among] for kept in self._kept.values() if kept.among in self._counted
+            }
 
 
 def _days(of: Range, zone: str) -> list[Range]:
@@ -172,8 +178,12 @@ def _pieces(part: Part, of: Range, days: list[Range]) -> list[Range]:
 
 
 def _is_over(piece: Range, of: Range, days: list[Range]) -> bool:
-    """Whether it is of whole days before the last one."""
-    return piece.end_ns <= days[-1].start_ns and (piece.start_ns != of.start_ns or piece == days[0])
+    """Whether it is of whole days before the last one, none of which is still to end."""
+    return (
+        piece.end_ns <= time.time_ns()
+        and piece.end_ns <= days[-1].start_ns
+        and (piece.start_ns != of.start_ns or piece == days[0])
+    )
 
 
 def _runs(pieces: Iterable[Range]) -> list[Range]:

@@ -23,6 +23,10 @@ SCHEMA: Final = """
         login VARCHAR, full_name VARCHAR, node VARCHAR, node_id VARCHAR, tags VARCHAR, address VARCHAR, guess VARCHAR,
         source VARCHAR, identity_source VARCHAR, proven BOOLEAN, caller VARCHAR, traffic VARCHAR, page VARCHAR,
         client_address VARCHAR, user_agent VARCHAR, schema SMALLINT, kind VARCHAR, card VARCHAR, variant VARCHAR);
+    CREATE TABLE kept (
+        number_kept INTEGER NOT NULL, number UBIGINT NOT NULL, start_ns BIGINT NOT NULL, duration_ns BIGINT,
+        path VARCHAR, visible_ms BIGINT, trace_id BLOB, span_id BLOB, parent_id BLOB,
+        n BIGINT, timed_n BIGINT, total_ns HUGEINT, longest_ns BIGINT, last_ns BIGINT);
     CREATE TABLE device (
         address VARCHAR NOT NULL, node_id VARCHAR NOT NULL, node VARCHAR NOT NULL, login VARCHAR, full_name VARCHAR,
         tags VARCHAR, kind VARCHAR NOT NULL, source VARCHAR NOT NULL, from_ns BIGINT NOT NULL, to_ns BIGINT)"""
@@ -164,10 +168,9 @@ def arrive(cursor: duckdb.DuckDBPyConnection, part: Part, answers: Sequence[Sequ
         cursor.execute(f"CREATE OR REPLACE TEMP TABLE stream_{stream.column} AS {_read(stream, tables)}")
     known = {stream.column for stream in part.streams}
     source = f"stream_{first.column}"
-    for stream in others:
-        source += (
-            f" LEFT JOIN (SELECT series, at_ns, {stream.column} FROM stream_{stream.column}) USING (series, at_ns)"
-        )
+    for stream in others:  # a point whose other fields are not there yet is not there yet; only a parent may be missing
+        join = "LEFT JOIN" if stream.column == "parent_span_id" else "JOIN"
+        source += f" {join} (SELECT series, at_ns, {stream.column} FROM stream_{stream.column}) USING (series, at_ns)"
     missing = "".join(f", NULL::VARCHAR AS {name}" for name in FIELDS if name not in known)
     stated = ", ".join(f"{form} AS {name}" for name, form in STATED.items())
     kept = ", ".join(f"{form} AS {name}" for name, form in (OF_SUM if part.summed else OF_POINT).items())

@@ -259,7 +259,8 @@ def _records(
     parties = ", ".join(COLUMNS[name] for name in question.names if name not in OF_REQUEST) or "true"
     party = f", dense_rank() OVER (ORDER BY {parties}) AS party" if metrics & PERCENTS.keys() else ""
     tables += f", chosen AS (SELECT *{party} FROM {chosen} WHERE {' AND '.join(conditions)})"
-    source = (BY_PATH if named & OF_PATH else JOINED).format("chosen")
+    by_path = isinstance(question, Aggregate) and named & OF_PATH  # rows show their path
+    source = (BY_PATH if by_path else JOINED).format("chosen")
     if named & {*ORDERED, "feature"}:
         tables += f", {LOADS}"
         source += IN_LOAD

@@ -24,8 +24,9 @@ from tailspan.app import create_app
 from tailspan.config import InfluxDB as InfluxSettings
 from tailspan.config import Settings
 from tailspan.encode import batches
-from tailspan.errors import BucketError, ServerError, SlowError, StoreError, TokenError
+from tailspan.errors import BucketError, ServerError, SettingError, SlowError, StoreError, TokenError
 from tailspan.ingest import otlp
+from tailspan.labels import Checker
 from tailspan.query import DIMENSIONS, FILTERS, METRICS, Aggregate, Position, Range, Rows, Sessions, nanoseconds
 from tailspan.span import Heartbeat, Span
 from tailspan.sql import SUMMED
@@ -114,8 +115,9 @@ class Stored:
         self.collector.start()
         self.world = list(world)
         self.send([*self.world, *beats])
-        self.local = DuckDB(folder / "local.duckdb")
+        self.opened: list[InfluxDB | DuckDB] = []
         self.store = self.open()
+        self.local = self.opened[0]
 
     def send(self, records: Iterable[Span | Heartbeat]) -> None:
         sent = list(records)
@@ -129,12 +131,16 @@ class Stored:
         return sum(self.influxd.count(kind, self.bucket) for kind in ("request", "view", "heartbeat"))
 
     def open(self, **changed: Any) -> InfluxDB:
+        """With a database of its own, as each server has one."""
         known = InfluxSettings(url=self.influxd.url, token=self.influxd.token, org=self.influxd.org, bucket=self.bucket)
-        return InfluxDB(replace(known, **changed), self.local)
+        local = DuckDB(self.folder / f"local-{len(self.opened)}.duckdb")
+        store = InfluxDB(replace(known, **changed), local)
+        self.opened += [local, store]
+        return store
 
     def close(self) -> None:
-        self.store.close()
-        self.local.close()
+        for opened in reversed(self.opened):
+            opened.close()
         self.collector.kill()
 
 
@@ -251,6 +257,7 @@ def test_any_question_is_answered_as_the_definitions_say(rich: Stored, data: st.
 def test_worlds_of_ties_and_changing_hands_are_the_same(seed: int, influxd: Influxd, tmp_path: Path) -> None:
     world = [span for span in kept(dense_world(seed)) if span.start_ns < nanoseconds(NOW)]
     with stored(influxd, tmp_path, world) as made:
+        assert isinstance(made.local, DuckDB)
         made.local.learn([TABLET])
         history = [*history_of(world), TABLET]
 
@@ -268,11 +275,12 @@ def clients(made: Stored, now: datetime, settings: Path | None) -> Iterator[Test
     embedded = DuckDB(made.folder / "embedded.duckdb")
     embedded.write(made.world, [*BEATS])
     embedded.learn([])
-    for store, chosen in ((embedded, None), (made.local, influxdb)):
+    beside = DuckDB(made.folder / f"server-{now:%s}.duckdb")
+    for store, chosen in ((embedded, None), (beside, influxdb)):
         app = create_app(Settings(influxdb=chosen, settings=settings), store, lambda: now)
         with TestClient(app, "http://127.0.0.1:8100", client=("127.0.0.1", 50000)) as client:
             yield client
-    embedded.close()
+        store.close()
 
 
 REPORTS: Final = (
@@ -389,3 +397,47 @@ def test_a_server_that_answers_from_influxdb_takes_no_spans_itself(rich: Stored)
     *_, client = clients(rich, NOW, None)
     refused = client.post("/v1/traces", content=b"", headers={"Content-Type": otlp.PROTOBUF})
     assert (refused.status_code, b"collector" in refused.content) == (400, True)
+
+
+def test_more_addresses_than_flux_can_name_at_once_changed_hands(influxd: Influxd, tmp_path: Path) -> None:
+    runner: dict[str, Any] = {"login": None, "caller": "tagged", "identity_source": "whois", "tags": "tag:ci"}
+    world = kept([at(n, **runner, node_id=f"n{n}", node=f"runner-{n}", address=f"100.64.1.{n}") for n in range(1, 181)])
+    with stored(influxd, tmp_path, world) as made:
+        assert sorted(made.store.history()) == sorted(history_of(world))
+
+
+def test_a_checker_told_by_user_agent_alone_is_nobodys_first_activity(influxd: Influxd, tmp_path: Path) -> None:
+    world = kept([at(0, user_agent="Uptime-Kuma/1.23"), at(3600), at(3601, route=None, path="/other")])
+    labels = replace(LABELS, checkers=(Checker(user_agent="Kuma"),))
+    everything = Range(world[0].start_ns, world[-1].start_ns + 1)
+    with stored(influxd, tmp_path, world) as made:
+        for metric, dimensions in (("first_seen", ("person",)), ("p95_ms", ("endpoint",)), ("accesses", ("day",))):
+            query = Aggregate(range=everything, metrics=(metric,), dimensions=dimensions, labels=labels)
+            assert (query, made.store.run(query)) == (query, answer(query, world, []))
+
+
+def test_an_empty_filter_finds_nothing_and_is_no_trouble(rich: Stored) -> None:
+    for filters in ({"service": ()}, {"user": ()}, {"traffic": ()}):
+        query = Aggregate(range=Range(WORLD[0].start_ns, WORLD[-1].start_ns), metrics=("requests",), filters=filters)
+        assert rich.store.run(query) == expected(query)
+
+
+def test_the_export_of_a_person_from_a_server_that_is_away_is_no_empty_answer(rich: Stored, tmp_path: Path) -> None:
+    away = InfluxSettings(url=f"http://127.0.0.1:{free_port()}", token=rich.influxd.token)
+    local = DuckDB(tmp_path / "local.duckdb")
+    app = create_app(Settings(influxdb=away), local)
+    with TestClient(app, "http://127.0.0.1:8100", client=("127.0.0.1", 50000)) as client:
+        answered = client.get(f"/analytics/people/{ANA}")
+        assert (answered.status_code, answered.json()["error"]["code"]) == (503, "store_unreachable")
+        assert client.get("/healthz").json()["sources"][0]["state"] == "unreachable"
+    local.close()
+
+
+def test_a_token_that_cannot_be_one_is_refused_and_not_shown() -> None:
+    for token in ("secret\nsecret", "geheim-ü", "two words"):
+        with pytest.raises(SettingError) as refused:
+            Settings.read({"INFLUXDB_V2_URL": "http://127.0.0.1:8086", "INFLUXDB_V2_TOKEN": token})
+        assert token not in str(refused.value)
+    with pytest.raises(SettingError) as refused:
+        Settings.read({"INFLUXDB_V2_URL": "http://me:secret@127.0.0.1:8086", "INFLUXDB_V2_TOKEN": "token"})
+    assert "secret" not in str(refused.value)

@@ -4,14 +4,13 @@ flux.py says what a question needs of it, pieces.py fetches that, and sql.py ask
 """
 
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Final, overload
 
 import duckdb
@@ -19,19 +18,24 @@ import duckdb
 from tailspan import flux, points, sql
 from tailspan.bucket import Bucket
 from tailspan.config import InfluxDB as Settings
-from tailspan.errors import StoreError
+from tailspan.errors import SlowError, StoreError
 from tailspan.flux import ALL_TIME, Part
 from tailspan.labels import Labels
 from tailspan.meaning import DESCRIBED_TABLE, SIGHTINGS, Described
+from tailspan.percentiles import PERCENTS
 from tailspan.pieces import OPEN_S, Pieces
 from tailspan.query import Aggregate, Groups, Range, Rows, Session, Sessions
 from tailspan.span import OWN_SERVICE, Device, Heartbeat, Span
 from tailspan.store import EMPTY, SILENT, State, services
-from tailspan.store.duckdb import OPTIONS, DuckDB
+from tailspan.store.duckdb import MAX_TIMES, OPTIONS, DuckDB
 from tailspan.zone import DAY_NS
 
 FIRST_LOOK_NS: Final = 15 * 60 * 10**9  # where the newest requests are looked for first, and then eight times as far
-KNOWN_S: Final = 2.0  # how old the history of devices may be
+KNOWN_S: Final = 2.0  # how old the history of devices may be before it is learned anew beside a question,
+OLD_S: Final = 10.0  # and before it is learned before the question is answered
+SEVERAL_S: Final = 60.0  # likewise of addresses that changed hands, where every point is looked at
+ADDRESSES_AT_ONCE: Final = 50  # some 150 terms are too deep for Flux
+BEATS_S: Final = 600.0  # how old heartbeats of more than three hours ago may be
 
 
 class InfluxDB:
@@ -42,18 +46,24 @@ class InfluxDB:
     def __init__(self, settings: Settings, local: DuckDB) -> None:
         self.bucket = Bucket(settings)
         self._local = local
-        self._folder = Path(tempfile.mkdtemp(prefix="tailspan-"))
-        self._connection = duckdb.connect(str(self._folder / "pieces.duckdb"), config=OPTIONS)
-        self._connection.execute(points.SCHEMA)
+        self._folder = local.path.with_name(f"{local.path.name}.pieces")  # nobody else's: we hold the database
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(mode=0o700)
+        self._connection = duckdb.connect(
+            str(self._folder / "pieces.duckdb"), config={**OPTIONS, "memory_limit": "256MB"}
+        )
+        self._pieces = Pieces(self._connection, self.bucket, self._folder)
         self._meaning = Described(self._connection)
-        self._pieces = Pieces(self.bucket, self._folder)
         self._loading = threading.RLock()
-        self._asking = 0  # questions that are being answered
         self._moved = 0  # how often the history of devices changed
+        self._erased = 0  # how often somebody was forgotten
         self._history: tuple[float, list[Device]] | None = None
         self._learner = ThreadPoolExecutor(1, thread_name_prefix="tailspan-devices")
         self._learning: Future[None] | None = None
-        self._beats: tuple[float, list[Heartbeat]] | None = None
+        self._several: tuple[float, list[str], list[Device]] | None = None  # addresses that changed hands, and whose
+        self._beating = threading.Lock()
+        self._beats: tuple[float, dict[tuple[bytes, bytes], Heartbeat]] | None = None
+        self._new_beats: tuple[float, dict[tuple[bytes, bytes], Heartbeat]] = (0.0, {})
 
     def close(self) -> None:
         self._learner.shutdown()
@@ -76,11 +86,12 @@ class InfluxDB:
         if isinstance(query, Rows):
             return self._rows(query)
         of, parts = flux.plan(query, self.history())
-        ever = flux.earliest() if isinstance(query, Aggregate) and "first_seen" in query.metrics else []
+        ever = flux.earliest(query) if isinstance(query, Aggregate) and "first_seen" in query.metrics else []
         with self._asked(of, parts, query.labels, zone=query.zone, ever=ever) as cursor:
             if isinstance(query, Sessions):
                 return [sql.session(row) for row in cursor.execute(*sql.sessions(query, DESCRIBED_TABLE)).fetchall()]
-            compiled = sql.aggregate(query, DESCRIBED_TABLE, summed=flux.summable(query), ever="ever")
+            many = not PERCENTS.keys().isdisjoint(query.metrics) and _rows_of(cursor) > MAX_TIMES
+            compiled = sql.aggregate(query, DESCRIBED_TABLE, many=many, summed=flux.summable(query), ever="ever")
             return sql.answered(query, cursor.execute(*compiled).fetchall())
 
     def _rows(self, query: Rows) -> list[Span]:
@@ -88,13 +99,14 @@ class InfluxDB:
         start_ns, end_ns = query.range
         if query.after:
             end_ns = min(end_ns, query.after.start_ns + 1)
-        length = end_ns - start_ns if query.newest_per else FIRST_LOOK_NS
+        everything = query.newest_per or "feature" in (*query.names, *query.known, *query.filters, *query.without)
+        length = end_ns - start_ns if everything else FIRST_LOOK_NS
         while True:
-            of = Range(max(start_ns, end_ns - length), end_ns)
-            _, parts = flux.plan(query, self.history())
+            looked_at = Range(max(start_ns, end_ns - length), end_ns)
+            of, parts = flux.plan(replace(query, range=looked_at), self.history())
             with self._asked(of, parts, query.labels, exact=True) as cursor:
                 found = list(map(Span._make, cursor.execute(*sql.rows(query, DESCRIBED_TABLE)).fetchall()))
-            if len(found) >= query.limit or of.start_ns == start_ns:
+            if len(found) >= query.limit or looked_at.start_ns == start_ns:
                 return found
             length *= 8
 
@@ -110,42 +122,57 @@ class InfluxDB:
         exact: bool = False,
     ) -> Iterator[duckdb.DuckDBPyConnection]:
         """A cursor that has these parts as `request` (and of all time, as `ever`), and their meaning."""
-        with self._connection.cursor() as cursor:
-            with self._loading:
-                _view(cursor, "request", self._pieces.tables(cursor, of, parts, zone, exact=exact))
-                _view(cursor, "ever", self._pieces.tables(cursor, ALL_TIME, ever, zone))
-                self._asking += 1
-            try:
-                cursor.begin()
+        with self._connection.cursor() as cursor, self._told():
+            with self._turn():
+                self._pieces.tidy(cursor)
+                _view(cursor, "request", self._pieces.load(cursor, of, parts, zone, exact=exact))
+                _view(cursor, "ever", self._pieces.load(cursor, ALL_TIME, ever, zone))
+                cursor.begin()  # what is let go from now on is here still
                 self._meaning.show(cursor, self._pieces.learned + self._moved, labels)
-                yield cursor
-            finally:
-                cursor.rollback()
-                self._tidy()
+            yield cursor
 
-    def _tidy(self) -> None:
-        with self._loading:
-            self._asking -= 1
-            self._pieces.tidy(self._connection, self._asking)
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except duckdb.Error as problem:
+            reason = " ".join(str(problem).split())[:200]
+            fix = "Ask for a shorter range, and look for a full disk."
+            raise StoreError(f"What InfluxDB answered cannot be worked on: {reason}", fix=fix) from problem
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One question fetches at a time; who waits for longer than a question may take is told so."""
+        if not self._loading.acquire(timeout=self.bucket.settings.timeout_ms / 1000):
+            raise SlowError("Other questions still wait for InfluxDB.", fix="Look whether it answers, and ask again.")
+        try:
+            yield
+        finally:
+            self._loading.release()
 
     def history(self) -> list[Device]:
         """Whose each address was, as points tell and as was learned; oldest first.
 
-        What it was two seconds ago, or a little more: it is learned anew beside the question, except at first.
+        As of a few seconds ago: it is learned anew beside the question, or before it where nobody has asked for long.
         """
-        with self._loading:
-            if self._history is None:
+        with self._turn():
+            age = time.monotonic() - self._history[0] if self._history else None
+            if age is None or age > OLD_S:
                 self._learn()
-            elif self._history[0] < time.monotonic() - KNOWN_S and (self._learning is None or self._learning.done()):
+            elif age > KNOWN_S and (self._learning is None or self._learning.done()):
                 self._learning = self._learner.submit(self._learn)
             assert self._history
             return self._history[1]
 
     def _learn(self) -> None:
-        """Raises StoreError; beside a question nobody hears of it, and the question itself fares no better."""
-        began = time.monotonic()
-        devices = sorted({*self._sighted(), *self._local.history()}, key=lambda one: (one.from_ns, one.address))
-        with self._loading:
+        """Raises StoreError; beside a question nobody hears of it, until the history is old."""
+        began, erased = time.monotonic(), self._erased
+        with self._told():
+            devices = sorted({*self._sighted(), *self._local.history()}, key=lambda one: (one.from_ns, one.address))
+        with self._turn():
+            if erased != self._erased:  # somebody was forgotten meanwhile, who is in this
+                self._several = None
+                return
             if self._history is None or self._history[1] != devices:
                 with self._connection.cursor() as cursor:
                     cursor.begin()
@@ -161,23 +188,39 @@ class InfluxDB:
         with self._connection.cursor() as cursor:
             self._pieces.arrive(cursor, flux.sighted(), ALL_TIME)
             held = cursor.execute(points.HOLDERS).fetchall()
-            several = [address for address, holders, tagged in held if holders > 1 or tagged]
+            several = sorted(address for address, holders, tagged in held if holders > 1 or tagged)
             alone = SIGHTINGS.format("arrived", "NOT list_contains($several, address)")
             devices = list(map(Device._make, cursor.execute(alone, {"several": several}).fetchall()))
-            if several:
-                self._pieces.arrive(cursor, flux.sighted_as(several), ALL_TIME)
-                devices += map(Device._make, cursor.execute(SIGHTINGS.format("arrived", "true")).fetchall())
-            return devices
+            if self._several is None or self._several[1] != several or self._several[0] < time.monotonic() - SEVERAL_S:
+                self._several = time.monotonic(), several, self._sighted_as(cursor, several)
+            return devices + self._several[2]
+
+    def _sighted_as(self, cursor: duckdb.DuckDBPyConnection, addresses: list[str]) -> list[Device]:
+        devices: list[Device] = []
+        for start in range(0, len(addresses), ADDRESSES_AT_ONCE):
+            self._pieces.arrive(cursor, flux.sighted_as(addresses[start : start + ADDRESSES_AT_ONCE]), ALL_TIME)
+            devices += map(Device._make, cursor.execute(SIGHTINGS.format("arrived", "true")).fetchall())
+        return devices
 
     def heartbeats(self, before_ns: int) -> list[Heartbeat]:
-        """All that began before then, by their start."""
-        with self._loading:
-            if self._beats is None or self._beats[0] < time.monotonic() - OPEN_S:
-                with self._connection.cursor() as cursor:
-                    self._pieces.arrive(cursor, flux.heartbeats(), ALL_TIME)
-                    beats = list(map(Heartbeat._make, cursor.execute(points.BEATS).fetchall()))
-                self._beats = time.monotonic(), beats
-            return [beat for beat in self._beats[1] if beat.start_ns < before_ns]
+        """All that began before then, by their start. One changes for an hour at most: older ones are kept a while."""
+        with self._beating, self._told():
+            now = time.monotonic()
+            if self._beats is None or self._beats[0] < now - BEATS_S:
+                self._beats, self._new_beats = (now, self._fetch_beats(ALL_TIME)), (now, {})
+            elif self._new_beats[0] < now - OPEN_S:
+                since_ns = time.time_ns() - 3 * 3600 * 10**9
+                self._new_beats = now, self._fetch_beats(Range(since_ns, ALL_TIME.end_ns))
+            beats = {**self._beats[1], **self._new_beats[1]}.values()
+            return sorted(
+                (beat for beat in beats if beat.start_ns < before_ns), key=lambda one: (one[2], one[0], one[1])
+            )
+
+    def _fetch_beats(self, of: Range) -> dict[tuple[bytes, bytes], Heartbeat]:
+        with self._connection.cursor() as cursor:
+            self._pieces.arrive(cursor, flux.heartbeats(), of)
+            beats = map(Heartbeat._make, cursor.execute(points.BEATS).fetchall())
+            return {(beat.trace_id, beat.span_id): beat for beat in beats}
 
     def export(self, login: str) -> Iterator[Span]:
         """Everything kept of that login, as answered without labels; oldest first. Raises StoreError."""
@@ -189,14 +232,19 @@ class InfluxDB:
 
     def forget(self, login: str) -> int:
         """Deletes everything kept of that login, and counts the requests and views of that. Raises StoreError."""
-        theirs = sum(1 for _ in self.export(login))
-        for predicate, of in flux.forgetting(login, self.history()):
-            self.bucket.delete(predicate, of)
-        self._local.forget(login)
-        with self._loading:
-            self._history = None
-            self._pieces.forget()
-        left = sum(1 for _ in self.export(login))
+        with self._turn():
+            self._several = None
+            self._learn()  # what was theirs by address must be known to the last
+            theirs = sum(1 for _ in self.export(login))
+            for predicate, of in flux.forgetting(login, self.history()):
+                self.bucket.delete(predicate, of)
+            with self._told():
+                self._pieces.forget(self._connection)  # what was fetched, or the next look would find it here
+                left = sum(1 for _ in self.export(login))
+                self._pieces.forget(self._connection)
+            self._local.forget(login)
+            self._history = self._several = None
+            self._erased += 1
         if left:
             raise StoreError(f"InfluxDB kept {left} of {theirs} points.", fix="Look into its log, and ask again.")
         return theirs
@@ -236,6 +284,11 @@ def _named(beat: Heartbeat) -> tuple[str, bool, str]:
     return beat.service, beat.environment is None, beat.environment or ""
 
 
-def _view(cursor: duckdb.DuckDBPyConnection, name: str, tables: list[str]) -> None:
-    if tables:
-        cursor.execute(f"CREATE TEMP VIEW {name} AS {' UNION ALL '.join(f'FROM {table}' for table in tables)}")
+def _rows_of(cursor: duckdb.DuckDBPyConnection) -> int:
+    return int(cursor.execute("SELECT count(*) FROM request").fetchall()[0][0])
+
+
+def _view(cursor: duckdb.DuckDBPyConnection, name: str, numbers: list[int]) -> None:
+    """A view of these of `kept`. Of none it is empty."""
+    wanted = ", ".join(map(str, numbers)) or "-1"
+    cursor.execute(f"CREATE TEMP VIEW {name} AS FROM kept WHERE number_kept IN ({wanted})")
