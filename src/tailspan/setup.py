@@ -208,7 +208,7 @@ def _deleting_on_failure(client: InfluxDBClient) -> Iterator[list[Authorization]
     made: list[Authorization] = []
     try:
         yield made
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves no token behind
         for authorization in made:
             client.authorizations_api().delete_authorization(authorization)
         raise
