@@ -39,7 +39,7 @@ from tests.stack.engines import Collector, Influxd, free_port, until
 
 BETWEEN_MS: Final = 333_333  # a start that is no whole millisecond stays as it is
 NOW: Final = datetime.now(UTC)
-SEEDS: Final = range(3)
+SEEDS: Final = range(4)
 TAGGED: Final = (
     *("service", "environment", "method", "route", "status", "login", "node", "node_id", "address", "source"),
     *("identity_source", "caller", "traffic", "page", "kind", "card", "variant"),
@@ -246,7 +246,7 @@ def test_sessions_history_and_heartbeats_are_the_same(rich: Stored) -> None:
     assert rich.store.heartbeats(2**62) == BEATS
 
 
-@settings(max_examples=60, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_question_is_answered_as_the_definitions_say(rich: Stored, data: st.DataObject) -> None:
     query = data.draw(questions(WORLD))
@@ -261,7 +261,7 @@ def test_worlds_of_ties_and_changing_hands_are_the_same(seed: int, influxd: Infl
         made.local.learn([TABLET])
         history = [*history_of(world), TABLET]
 
-        @settings(max_examples=20, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
+        @settings(max_examples=25, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
         @given(questions(world))
         def agree(query: Any) -> None:
             assert (query, made.store.run(query)) == (query, answer(query, world, history))
