@@ -24,7 +24,6 @@ PLAIN: Final = Dialect(header=True, delimiter=",", annotations=[], date_time_for
 AGAIN: Final = Retry(total=2, read=0, backoff_factor=0.3, status_forcelist=(429, 502, 503, 504), allowed_methods=None)
 CONNECT_MS: Final = 3000  # to reach it takes no time, or never comes true
 MEASURED: Final = 100
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Bucket:
