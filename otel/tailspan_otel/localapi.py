@@ -4,14 +4,13 @@ Host must be `local-tailscaled.sock`, and an Origin or Referer would be refused.
 address with a port holds tailscaled's lock for 180 ms: an address is asked about without one, and with `proto=tcp`.
 """
 
-import os
+import json
 import socket
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    import httpx
+from http.client import HTTPConnection, HTTPException
+from typing import Any, Final
+from urllib.parse import urlencode
 
 TIMEOUT_S: Final = 0.25
 
@@ -56,40 +55,38 @@ class LocalAPI:
 
     def __init__(self, path: str) -> None:
         self._socket = path
-        if os.path.exists(path):
-            _ = self._client  # made while the service starts, not while its first visitor waits to be named
 
     def whois(self, address: str) -> Node | None:
         """The device that has the tailnet address, or None where tailscaled knows of none."""
         try:
-            response = self._get("whois", addr=address, proto="tcp")
-            return node_of(response.json()) if response.status_code == 200 else None
+            status, body = self._get("whois", addr=address, proto="tcp")
+            return node_of(json.loads(body)) if status == 200 else None
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise NoAnswer(f"{self._socket} answers no whois: {problem!r}") from problem
 
     def is_userspace(self) -> bool:
         """Whether tailscaled runs without a TUN device."""
         try:
-            return self._get("status", peers="false").json()["TUN"] is False
+            return json.loads(self._get("status", peers="false")[1])["TUN"] is False
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise NoAnswer(f"{self._socket} answers no status: {problem!r}") from problem
 
-    def _get(self, question: str, **parameters: str) -> "httpx.Response":
-        try:
-            with socket.socket(socket.AF_UNIX) as probe:  # httpx leaves a failed connect to the garbage collector
-                probe.settimeout(TIMEOUT_S)
-                probe.connect(self._socket)
-            return self._client.get(f"/localapi/v0/{question}", params=parameters)
-        except (OSError, self._errors) as problem:
-            raise NoAnswer(f"{self._socket}: {problem}") from problem
+    def _get(self, question: str, **parameters: str) -> tuple[int, bytes]:
+        with closing(_Connection(self._socket)) as connection:
+            try:
+                connection.request("GET", f"/localapi/v0/{question}?{urlencode(parameters)}")
+                response = connection.getresponse()
+                return response.status, response.read()
+            except (OSError, HTTPException) as problem:
+                raise NoAnswer(f"{self._socket}: {problem}") from problem
 
-    @cached_property
-    def _client(self) -> "httpx.Client":
-        import httpx  # 6 MB, which a service without tailscaled is spared
 
-        self._errors = httpx.HTTPError
-        # without TLS there is no certificate to check, and to load those of the system takes up to 200 ms
-        transport = httpx.HTTPTransport(uds=self._socket, verify=False)
-        return httpx.Client(transport=transport, base_url="http://local-tailscaled.sock", timeout=TIMEOUT_S)
+class _Connection(HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("local-tailscaled.sock", timeout=TIMEOUT_S)
+        self._path = path
 
-    _errors: type[Exception] = OSError
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
