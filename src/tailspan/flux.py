@@ -59,6 +59,7 @@ ATTRIBUTES: Final = ("duration_nano", "attributes")
 EVERYTHING: Final = ("duration_nano", "attributes", "trace_state", "parent_span_id")
 SUMS: Final = {"mean_ms": ("sum",), "max_ms": ("max",), "last_seen": ("last",)}  # beside count
 ALL_TIME: Final = Range(0, 7_258_118_400 * 10**9)  # to 2200
+TOGETHER: Final = "|> group()"  # a table for each series would take twice as long
 SLOT: Final = "30m"  # PAUSE, as meaning.py folds requests
 HOURS: Final = {"hour", "hour_of_day"}
 HOUR: Final = "15m"  # there are zones a quarter of an hour apart
@@ -332,7 +333,7 @@ class _Filters:
         return found
 
     def points(self, fields: tuple[str, ...], *where: str) -> Part:
-        return Part(tuple(_stream(field, (*where, *self.terms), "", self.values) for field in fields))
+        return Part(tuple(_stream(field, (*where, *self.terms), TOGETHER, self.values) for field in fields))
 
     def sums(self, question: Aggregate, *where: str) -> Part:
         """Of each combination of the columns that matter; where hours are, of each series and quarter of an hour."""
@@ -366,3 +367,6 @@ def _stream(
 def _list(columns: Iterable[str], *others: str) -> str:
     """As Flux has it."""
     return f"[{', '.join(map(_quoted, (*others, *(TAGS[column] for column in columns))))}]"
+
+
+EDGE: Final = _Filters(None).points(EVERYTHING, NAMED)  # all that any question needs

@@ -6,12 +6,12 @@ flux.py says what a question needs of it, pieces.py fetches that, and sql.py ask
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, Final, overload
+from typing import Any, Final, Generic, TypeVar, overload
 
 import duckdb
 
@@ -23,19 +23,49 @@ from tailspan.flux import ALL_TIME, Part
 from tailspan.labels import Labels
 from tailspan.meaning import DESCRIBED_TABLE, SIGHTINGS, Described
 from tailspan.percentiles import PERCENTS
-from tailspan.pieces import OPEN_S, Pieces
+from tailspan.pieces import LATE_NS, OPEN_S, Loaded, Pieces
 from tailspan.query import Aggregate, Groups, Range, Rows, Session, Sessions
 from tailspan.span import OWN_SERVICE, Device, Heartbeat, Span
 from tailspan.store import EMPTY, SILENT, State, services
 from tailspan.store.duckdb import MAX_TIMES, OPTIONS, DuckDB
 from tailspan.zone import DAY_NS
 
-FIRST_LOOK_NS: Final = 15 * 60 * 10**9  # where the newest requests are looked for first, and then eight times as far
+FIRST_LOOK_NS: Final = LATE_NS  # where the newest requests are looked for first, and then eight times as far
 KNOWN_S: Final = 2.0  # how old the history of devices may be before it is learned anew beside a question,
 OLD_S: Final = 10.0  # and before it is learned before the question is answered
 SEVERAL_S: Final = 60.0  # likewise of addresses that changed hands, where every point is looked at
 ADDRESSES_AT_ONCE: Final = 50  # some 150 terms are too deep for Flux
-BEATS_S: Final = 600.0  # how old heartbeats of more than three hours ago may be
+BEATS_S: Final = 600.0  # how old heartbeats of more than three hours ago may be,
+ALL_S = 60.0  # and what else is learned from points of all time: it may come late
+LATELY_NS: Final = 3 * 3600 * 10**9
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Known(Generic[K, V]):
+    """What is fetched of all time now and then, and in between of the last hours, of which the values count."""
+
+    def __init__(self, fetch: Callable[[Range], dict[K, V]], all_s: float) -> None:
+        self._fetch = fetch
+        self._all_s = all_s
+        self._turn = threading.Lock()
+        self._all: tuple[float, dict[K, V]] = (-all_s, {})
+        self._new = self._all
+
+    def __call__(self) -> dict[K, V]:
+        """Raises what fetching raises."""
+        with self._turn:
+            now = time.monotonic()
+            if self._all[0] <= now - self._all_s:
+                self._all = self._new = now, self._fetch(ALL_TIME)
+            elif self._new[0] <= now - OPEN_S:
+                self._new = now, self._fetch(_lately())
+            return {**self._all[1], **self._new[1]}
+
+
+def _lately() -> Range:
+    return Range(time.time_ns() - LATELY_NS, ALL_TIME.end_ns)
 
 
 class InfluxDB:
@@ -61,9 +91,9 @@ class InfluxDB:
         self._learner = ThreadPoolExecutor(1, thread_name_prefix="tailspan-devices")
         self._learning: Future[None] | None = None
         self._several: tuple[float, list[str], list[Device]] | None = None  # addresses that changed hands, and whose
-        self._beating = threading.Lock()
-        self._beats: tuple[float, dict[tuple[bytes, bytes], Heartbeat]] | None = None
-        self._new_beats: tuple[float, dict[tuple[bytes, bytes], Heartbeat]] = (0.0, {})
+        self._sighted_s = -ALL_S  # when every point was looked at for whom an address was seen as
+        self._beats = Known(self._fetch_beats, BEATS_S)
+        self._newest = Known(self._fetch_newest, ALL_S)
 
     def close(self) -> None:
         self._learner.shutdown()
@@ -186,7 +216,7 @@ class InfluxDB:
     def _sighted(self) -> list[Device]:
         """Of an address that only ever was one device's, the first point says all; else every point is looked at."""
         with self._connection.cursor() as cursor:
-            self._pieces.arrive(cursor, flux.sighted(), ALL_TIME)
+            self._arrive_sighted(cursor)
             held = cursor.execute(points.HOLDERS).fetchall()
             several = sorted(address for address, holders, tagged in held if holders > 1 or tagged)
             alone = SIGHTINGS.format("arrived", "NOT list_contains($several, address)")
@@ -194,6 +224,16 @@ class InfluxDB:
             if self._several is None or self._several[1] != several or self._several[0] < time.monotonic() - SEVERAL_S:
                 self._several = time.monotonic(), several, self._sighted_as(cursor, several)
             return devices + self._several[2]
+
+    def _arrive_sighted(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        now = time.monotonic()
+        if self._sighted_s < now - ALL_S:
+            self._pieces.arrive(cursor, flux.sighted(), ALL_TIME)
+            cursor.execute("CREATE OR REPLACE TABLE sighted AS FROM arrived")
+            self._sighted_s = now
+        else:
+            self._pieces.arrive(cursor, flux.sighted(), _lately())
+            cursor.execute("INSERT INTO arrived FROM sighted")
 
     def _sighted_as(self, cursor: duckdb.DuckDBPyConnection, addresses: list[str]) -> list[Device]:
         devices: list[Device] = []
@@ -204,17 +244,9 @@ class InfluxDB:
 
     def heartbeats(self, before_ns: int) -> list[Heartbeat]:
         """All that began before then, by their start. One changes for an hour at most: older ones are kept a while."""
-        with self._beating, self._told():
-            now = time.monotonic()
-            if self._beats is None or self._beats[0] < now - BEATS_S:
-                self._beats, self._new_beats = (now, self._fetch_beats(ALL_TIME)), (now, {})
-            elif self._new_beats[0] < now - OPEN_S:
-                since_ns = time.time_ns() - 3 * 3600 * 10**9
-                self._new_beats = now, self._fetch_beats(Range(since_ns, ALL_TIME.end_ns))
-            beats = {**self._beats[1], **self._new_beats[1]}.values()
-            return sorted(
-                (beat for beat in beats if beat.start_ns < before_ns), key=lambda one: (one[2], one[0], one[1])
-            )
+        with self._told():
+            beats = (beat for beat in self._beats().values() if beat.start_ns < before_ns)
+            return sorted(beats, key=lambda beat: (beat.start_ns, beat.trace_id, beat.span_id))
 
     def _fetch_beats(self, of: Range) -> dict[tuple[bytes, bytes], Heartbeat]:
         with self._connection.cursor() as cursor:
@@ -230,10 +262,16 @@ class InfluxDB:
             while rows := found.fetchmany(1000):
                 yield from map(Span._make, rows)
 
+    def _fetch_newest(self, of: Range) -> dict[tuple[str, str | None], int]:
+        return {
+            (row["service.name"], row.get("deployment.environment.name")): points.nanoseconds(row["_time"])
+            for row in self.bucket.records(flux.newest(), of)
+        }
+
     def forget(self, login: str) -> int:
         """Deletes everything kept of that login, and counts the requests and views of that. Raises StoreError."""
         with self._turn():
-            self._several = None
+            self._several, self._sighted_s = None, -ALL_S
             self._learn()  # what was theirs by address must be known to the last
             theirs = sum(1 for _ in self.export(login))
             for predicate, of in flux.forgetting(login, self.history()):
@@ -244,6 +282,8 @@ class InfluxDB:
                 self._pieces.forget(self._connection)
             self._local.forget(login)
             self._history = self._several = None
+            self._sighted_s = -ALL_S
+            self._connection.execute("DROP TABLE IF EXISTS sighted")
             self._erased += 1
         if left:
             raise StoreError(f"InfluxDB kept {left} of {theirs} points.", fix="Look into its log, and ask again.")
@@ -251,11 +291,7 @@ class InfluxDB:
 
     def state(self, now_ns: int) -> State:
         try:
-            newest = {
-                (row["service.name"], row.get("deployment.environment.name")): points.nanoseconds(row["_time"])
-                for row in self.bucket.records(flux.newest(), ALL_TIME)
-            }
-            found = services(newest, _beaten(self.heartbeats(ALL_TIME.end_ns), now_ns - DAY_NS))
+            found = services(self._newest(), _beaten(self.heartbeats(ALL_TIME.end_ns), now_ns - DAY_NS))
         except StoreError as problem:
             return State("store", problem.state, str(problem))
         others = [service for service in found if service.service != OWN_SERVICE]
@@ -288,7 +324,11 @@ def _rows_of(cursor: duckdb.DuckDBPyConnection) -> int:
     return int(cursor.execute("SELECT count(*) FROM request").fetchall()[0][0])
 
 
-def _view(cursor: duckdb.DuckDBPyConnection, name: str, numbers: list[int]) -> None:
+def _view(cursor: duckdb.DuckDBPyConnection, name: str, loaded: Loaded) -> None:
     """A view of these of `kept`. Of none it is empty."""
-    wanted = ", ".join(map(str, numbers)) or "-1"
-    cursor.execute(f"CREATE TEMP VIEW {name} AS FROM kept WHERE number_kept IN ({wanted})")
+    older, newest = (", ".join(map(str, numbers)) or "-1" for numbers in (loaded.older, loaded.newest))
+    start_ns, end_ns = loaded.within
+    wanted = (
+        f"number_kept IN ({newest}) OR (number_kept IN ({older}) AND start_ns >= {start_ns} AND start_ns < {end_ns})"
+    )
+    cursor.execute(f"CREATE TEMP VIEW {name} AS FROM kept WHERE {wanted}")
