@@ -246,6 +246,20 @@ def test_sessions_history_and_heartbeats_are_the_same(rich: Stored) -> None:
     assert rich.store.heartbeats(2**62) == BEATS
 
 
+@pytest.mark.parametrize("days", [0.02, 0.6, 2.5])
+def test_a_window_that_moves_on_finds_what_was_kept_of_the_one_before(days: float, rich: Stored) -> None:
+    metrics = (("requests", "errors", "max_ms"), ("people", "views"), ("sessions",), ("p95_ms",))
+    for number in range(30):
+        end_ns = WORLD[-1].start_ns - round((30 - number) * 7.3 * 60 * SECOND)
+        window = Range(end_ns - round(days * 86400 * SECOND), end_ns)
+        for query in (
+            Aggregate(range=window, metrics=metrics[number % 4], dimensions=("day",), zone="Asia/Kathmandu"),
+            Aggregate(range=window, metrics=metrics[number % 4]),
+            Rows(range=window, limit=1000),
+        ):
+            assert (query, rich.store.run(query)) == (query, expected(query))
+
+
 @settings(max_examples=100, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_question_is_answered_as_the_definitions_say(rich: Stored, data: st.DataObject) -> None:
