@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from errno import EDQUOT, ENOSPC
 from typing import Any, Final, cast
 
 from influxdb_client.client.influxdb_client import InfluxDBClient
@@ -77,6 +78,8 @@ class Bucket:
         except ApiException as problem:
             raise self._refusal(problem) from problem
         except (HTTPError, OSError) as problem:
+            if getattr(problem, "errno", None) in (ENOSPC, EDQUOT):  # of the answer, while it is saved
+                raise
             if isinstance(getattr(problem, "reason", problem), ReadTimeoutError):
                 raise SlowError(
                     f"InfluxDB did not answer within {self.settings.timeout_ms} ms.",

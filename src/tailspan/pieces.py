@@ -35,6 +35,7 @@ NEW_NS: Final = 2 * 3600 * 10**9
 MOST_DAYS: Final = 400  # more are one piece
 MOST_ROWS: Final = 20_000_000
 MOST_KEPT: Final = 4_000
+MOST_NEW: Final = 1_000
 
 Counts = Counter[tuple[str, str | None]]  # how many points and how long, by source
 
@@ -83,6 +84,7 @@ class Pieces:
         connection.execute(points.SCHEMA)
         self.folder = folder
         self.learned = 0  # how often something new came into `about`
+        self._tidied = 0  # how often that was, when what is no longer kept was let go of there too
         self._bucket = bucket
         self._asking = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tailspan-influxdb")
         self._last = 0
@@ -217,6 +219,9 @@ class Pieces:
         for number, ((part, piece), so_far) in enumerate(zip(left, rows, strict=True)):
             if number >= MOST_KEPT or so_far > MOST_ROWS:
                 self._let_go(cursor, part, piece)
+        if self.learned > self._tidied + MOST_NEW:
+            cursor.execute("DELETE FROM about WHERE number NOT IN (SELECT number FROM kept)")
+            self._tidied = self.learned = self.learned + 1
         self._counted = {of: one for of, one in self._counted.items() if one[0] > now - FRESH_S}
 
     def _pieces(self) -> list[tuple[Part, Range]]:

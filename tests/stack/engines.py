@@ -6,7 +6,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -98,6 +99,20 @@ def until(holds: Callable[[], Any], otherwise: str, more: Callable[[], str] = st
             pytest.fail(f"{otherwise} within {patience:.0f} s.\n{more()}")
         time.sleep(0.1)
     return found
+
+
+@contextmanager
+def small_disk(place: Path, size: str) -> Iterator[Path]:
+    """Skips the test where none can be mounted, unless engines are required."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(f"no small disk can be mounted: {mounted.stderr}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 class Influxd(Engine):

@@ -3,7 +3,6 @@
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,7 +15,7 @@ from typing import Final, NamedTuple, Self
 import httpx
 import pytest
 
-from tests.stack.engines import REQUIRED, Collector, Engine, Influxd, free_port, until
+from tests.stack.engines import Collector, Engine, Influxd, free_port, small_disk, until
 from tests.stack.pipeline import AGAIN, START_NS, body, id_of, ids, post, rows, send, span
 
 BATCH: Final = 100
@@ -258,10 +257,5 @@ def changed(tmp_path: Path, influxd: Influxd, more: str = "{}", **environment: s
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small disk."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, text=True)
-    if mounted.returncode:
-        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(f"no small disk can be mounted: {mounted.stderr}")
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with small_disk(tmp_path / "disk", "2m") as place:
+        yield place

@@ -35,7 +35,7 @@ from tailspan.store.influxdb import InfluxDB
 from tests.server.reference import MS, SECOND, SESSION_METRICS, answer, history_of, place
 from tests.server.strategies import TABLET, VALUES_OF, dense_world, questions, rich_world
 from tests.server.test_reference import ANA, COMMON, DOCUMENT, LABELS, SETTINGS, UNKNOWN, asked, at
-from tests.stack.engines import Collector, Influxd, free_port, until
+from tests.stack.engines import Collector, Influxd, free_port, small_disk, until
 
 BETWEEN_MS: Final = 333_333  # a start that is no whole millisecond stays as it is
 NOW: Final = datetime.now(UTC)
@@ -240,6 +240,11 @@ def test_walking_through_requests_finds_each_once(rich: Stored) -> None:
     assert (found, len(found) > 70) == (everything, True)
 
 
+def test_a_place_before_the_range_has_nothing_after_it(rich: Stored) -> None:
+    window = Range(WORLD[40].start_ns, WORLD[-1].start_ns)
+    assert rich.store.run(Rows(range=window, after=Position(WORLD[0].start_ns, b"t" * 16, b"s" * 8))) == []
+
+
 def test_sessions_history_and_heartbeats_are_the_same(rich: Stored) -> None:
     same([Sessions(**COMMON), Sessions(**{**COMMON, "labels": LABELS}, limit=3)], rich.store)
     assert rich.store.history() == sorted(HISTORY, key=lambda device: (device.from_ns, device.address))
@@ -405,6 +410,23 @@ def test_what_is_wrong_with_influxdb_is_the_stores_state_and_no_answer_is_empty(
             assert (store.state(0).state, fix in store.state(0).message) == (state, True)
         finally:
             store.close()
+
+
+def test_a_full_disk_is_told_as_that(rich: Stored, tmp_path: Path) -> None:
+    known = InfluxSettings(rich.influxd.url, rich.influxd.token, rich.influxd.org, rich.bucket)
+    with small_disk(tmp_path / "disk", "16m") as place:
+        local = DuckDB(place / "local.duckdb")
+        store = InfluxDB(known, local)
+        with pytest.raises(OSError, match="No space"), (place / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        try:
+            with pytest.raises(StoreError, match="full disk"):
+                store.run(Aggregate(range=Range(WORLD[0].start_ns, WORLD[-1].start_ns), metrics=("sessions",)))
+        finally:
+            (place / "filler").unlink()
+            store.close()
+            local.close()
 
 
 def test_a_server_that_answers_from_influxdb_takes_no_spans_itself(rich: Stored) -> None:

@@ -165,7 +165,7 @@ class InfluxDB:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except duckdb.Error as problem:
+        except (duckdb.Error, OSError) as problem:
             reason = " ".join(str(problem).split())[:200]
             fix = "Ask for a shorter range, and look for a full disk."
             raise StoreError(f"What InfluxDB answered cannot be worked on: {reason}", fix=fix) from problem
