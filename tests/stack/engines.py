@@ -40,11 +40,21 @@ def free_port() -> int:
 class Engine:
     """One program, which may be started and ended many times; it keeps its ports and its folder."""
 
-    def __init__(self, *command: object, log: Path, ready: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *command: object,
+        log: Path,
+        ready: str,
+        environment: Mapping[str, str] | None = None,
+        uds: Path | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.command = list(map(str, command))
         self.environment = {"PATH": os.environ["PATH"], **(environment or {})}
         self.log = log
-        self.ready = ready  # a URL that answers 200 once it is up
+        self.ready = ready  # a URL that answers 200 once it is up, over the unix socket where one is given
+        self.uds = uds
+        self.headers = headers
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, wait: bool = True) -> None:
@@ -59,8 +69,13 @@ class Engine:
         assert self._process
         if self._process.poll() is not None:
             pytest.fail(f"{self.command[0]} ended with {self._process.returncode}:\n{self.said()}")
+        if self.uds and not _listens(self.uds):
+            return False
+        # verify=False: reading the system's certificates takes longer than the engine's answer
+        transport = httpx.HTTPTransport(uds=str(self.uds) if self.uds else None, verify=False)
         try:
-            return httpx.get(self.ready, trust_env=False, timeout=5).status_code == 200
+            with httpx.Client(transport=transport, timeout=5, trust_env=False) as client:
+                return client.get(self.ready, headers=self.headers).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -89,6 +104,12 @@ class Engine:
     def said(self) -> str:
         """The end of its log."""
         return self.log.read_text(errors="replace")[-4000:]
+
+
+def _listens(uds: Path) -> bool:
+    """Asked before httpx is, which leaves a socket that could not connect to the garbage collector."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(uds)) == 0
 
 
 def until(holds: Callable[[], Any], otherwise: str, more: Callable[[], str] = str, patience: float = PATIENCE_S) -> Any:

@@ -1,0 +1,157 @@
+"""A real tailnet asks a real service in every set-up, and both stores answer who it was."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+from tailspan_otel import describe
+
+from tests.stack.engines import Collector, Influxd, free_port, until
+from tests.stack.tailnet import matrix
+from tests.stack.tailnet.lab import Node, Tailnet, need_tun
+from tests.stack.tailnet.matrix import CALLERS, FORGERIES, REWRITING, SET_UPS, TUN, Known
+from tests.stack.tailnet.network import HUB
+from tests.stack.tailnet.services import Log, Nginx, Server, influx_settings, service
+
+SENT: Final = {"honest": (), **{name: forgery.headers for name, forgery in FORGERIES.items()}}
+STORES: Final = ("duckdb", "influxdb")
+DOORS: Final = [(set_up, rewriting) for set_up in SET_UPS for rewriting in REWRITING]
+
+
+class Seen(NamedTuple):
+    """What both stores have of it, once the services have stopped."""
+
+    rows: dict[str, dict[str, dict[str, Log]]]  # store → service → path → row
+    counts: dict[str, dict[str, dict[str, int]]]  # store → service → what its heartbeats counted
+    devices: dict[str, tuple[str, str]]  # name → address and id
+
+
+@pytest.fixture(scope="module")
+def seen(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+    """Everybody asks everywhere, with every forgery and without."""
+    need_tun()
+    folder = tmp_path_factory.mktemp("identity")
+    with ExitStack() as stack:
+        influxd = Influxd(folder / "influxd")
+        stack.callback(influxd.kill)
+        influxd.set_up()
+        otlp = f"{HUB}:{free_port()}"
+        collector = Collector(folder / "collector", influxd, TAILSPAN_COLLECTOR_HTTP=otlp)
+        servers = {
+            "duckdb": Server(folder / "duckdb"),
+            "influxdb": Server(folder / "influxdb", **influx_settings(influxd)),
+        }
+        engines = (collector, *servers.values())
+        for engine in engines:
+            stack.callback(engine.kill)
+            engine.start(wait=False)
+        tailnet.join(CALLERS, tun=[TUN])
+        for engine in engines:
+            until(engine.answers, f"{engine.command[0]} does not answer", engine.said)
+        with ExitStack() as services, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(describe, "WAIT_S", 10.0)  # a busy machine is no fault
+            doors = open_doors(services, tailnet, folder, (servers["duckdb"].url, f"http://{otlp}"))
+            tailnet.settle()
+            ask(tailnet, doors)
+        names = ["-".join(door) for door in DOORS]
+        count = len(CALLERS) * len(SENT)
+        nodes = tailnet.headscale.ask("GET", "node")["nodes"]
+        yield Seen(
+            {store: {name: server.rows(name, count) for name in names} for store, server in servers.items()},
+            {store: counts(server) for store, server in servers.items()},
+            {node["givenName"]: (node["ipAddresses"][0], node["id"]) for node in nodes},
+        )
+
+
+Doors = dict[tuple[str, str], tuple[Node, int]]
+
+
+def open_doors(stack: ExitStack, tailnet: Tailnet, folder: Path, ways: tuple[str, str]) -> Doors:
+    """A service for each set-up, with uvicorn's proxy headers on and off: the node and the port where it is asked."""
+    doors: Doors = {}
+    behind_nginx: dict[int, tuple[int, bool]] = {}
+    for number, (set_up, rewriting) in enumerate(DOORS):
+        node, door, name = tailnet.nodes[SET_UPS[set_up].beside], 8000 + number, f"{set_up}-{rewriting}"
+        settings: dict[str, Any] = {"proxy_headers": REWRITING[rewriting]}
+        if set_up == "serve-unix":
+            settings["uds"] = str(folder / f"{name}.sock")
+        elif set_up == "tun":
+            settings["host"] = node.address
+        port = stack.enter_context(service(name, node, ways, **settings))
+        if set_up.startswith("serve"):
+            target = f"unix:{settings['uds']}" if "uds" in settings else f"127.0.0.1:{port}"
+            node.cli("serve", "--bg", f"--http={door}", target)
+        elif set_up.startswith("nginx"):
+            behind_nginx[door] = (port, set_up == "nginx")
+        else:
+            door = port
+        doors[set_up, rewriting] = (node, door)
+    nginx = Nginx(folder / "nginx", tailnet.nodes[TUN], behind_nginx)
+    stack.callback(nginx.end)
+    nginx.start()
+    return doors
+
+
+def ask(tailnet: Tailnet, doors: Doors) -> None:
+    alice = tailnet.nodes["alice-laptop"].address
+    for node, port in doors.values():
+        for caller in CALLERS:
+            for sent, headers in SENT.items():
+                made_up = [(key, value.format(alice=alice)) for key, value in headers]
+                answer = tailnet.nodes[caller].get(node.name, port, f"/{caller}/{sent}", made_up, to=node.address)
+                assert answer.status == 200, (caller, sent, node.name, port, answer)
+
+
+def counts(server: Server) -> dict[str, dict[str, int]]:
+    """Of every service, once all have said that they stopped."""
+
+    def all_stopped() -> list[dict[str, Any]]:
+        [store] = [source for source in server.ask("/healthz")["sources"] if source["name"] == "store"]
+        found = [state for state in store["services"] if state["service"] != "tailspan"]
+        return found if len(found) == len(DOORS) and all(state["stopped"] for state in found) else []
+
+    states = until(all_stopped, "not every service has stopped", server.said)
+    return {state["service"]: {key: state[key] for key in ("forged", "unproven", "dropped")} for state in states}
+
+
+def identities(seen: Seen, store: str, service: str, sent: Iterable[str]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Of each caller's rows: all that they say of the caller."""
+    rows = seen.rows[store][service]
+    return {
+        (caller, what): {field: rows[f"/{caller}/{what}"][field] for field in (*Known._fields, "ip", "device_id")}
+        for caller in CALLERS
+        for what in sent
+    }
+
+
+def expected(seen: Seen, known: Known) -> dict[str, Any]:
+    """With the address and the id that the tailnet chose for the device."""
+    address, node_id = seen.devices.get(known.device or "", ("127.0.0.1", None))
+    return {**known._asdict(), "ip": address, "device_id": node_id}
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize(("set_up", "rewriting"), DOORS)
+def test_everybody_is_known_as_the_set_up_allows(seen: Seen, set_up: str, rewriting: str, store: str) -> None:
+    assert identities(seen, store, f"{set_up}-{rewriting}", ["honest"]) == {
+        (caller, "honest"): expected(seen, matrix.known(caller, set_up)) for caller in CALLERS
+    }
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize(("set_up", "rewriting"), DOORS)
+def test_what_a_caller_makes_up_changes_nothing_but_where_the_documentation_says_so(
+    seen: Seen, set_up: str, rewriting: str, store: str
+) -> None:
+    assert identities(seen, store, f"{set_up}-{rewriting}", FORGERIES) == {
+        (caller, made_up): expected(seen, matrix.seen(caller, set_up, made_up))
+        for caller in CALLERS
+        for made_up in FORGERIES
+    }
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_what_was_forged_or_believed_without_proof_is_counted(seen: Seen, store: str) -> None:
+    assert seen.counts[store] == {f"{set_up}-{rewriting}": matrix.counts(set_up) for set_up, rewriting in DOORS}
