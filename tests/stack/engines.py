@@ -97,6 +97,10 @@ class Engine:
         self.end(signal.SIGKILL)
 
     @property
+    def runs(self) -> bool:
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process
         return self._process.pid

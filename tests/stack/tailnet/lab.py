@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +47,6 @@ class Headscale(Engine):
         port = free_port()
         self.url = f"http://{HUB}:{port}"
         self.policy = folder / "policy.json"
-        self.allow(ANYBODY)
         self._config = folder / "config.yaml"
         self._config.write_text(json.dumps(_config(folder, self.url)))  # JSON is YAML
         self._program = program("headscale", "headscale")
@@ -54,10 +54,13 @@ class Headscale(Engine):
         super().__init__(
             *(self._program, "-c", self._config, "serve"), log=folder / "headscale.log", ready=f"{self.url}/health"
         )
+        self.allow(ANYBODY)
 
     def allow(self, *rules: dict[str, Any]) -> None:
-        """The policy from the next reload on."""
+        """The policy from now on."""
         self.policy.write_text(json.dumps({"tagOwners": {"tag:ci": ["ops@"]}, "acls": rules}))
+        if self.runs:
+            os.kill(self.pid, signal.SIGHUP)
 
     def set_up(self) -> None:
         """Started, with a key to its API."""
@@ -158,9 +161,14 @@ class Node(Engine):
         return dict(self.local("status").json())
 
     @property
+    def addresses(self) -> tuple[str, str]:
+        """IPv4 and IPv6."""
+        four, six = self.status()["TailscaleIPs"]
+        return four, six
+
+    @property
     def address(self) -> str:
-        """Its IPv4 address."""
-        return str(self.status()["TailscaleIPs"][0])
+        return self.addresses[0]
 
     def sees(self, others: int) -> bool:
         """Whether that many peers are online, and it knows by which relay they are reached.

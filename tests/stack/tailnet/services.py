@@ -80,12 +80,14 @@ def influx_settings(influxd: Influxd) -> dict[str, str]:
 
 
 class Ways(SpanExporter):
-    """OTLP over HTTP to each of these, with the token that one of them wants."""
+    """OTLP over HTTP to each of these, with the token that one of them wants; and what was sent."""
 
     def __init__(self, *endpoints: str) -> None:
+        self.sent: list[ReadableSpan] = []
         self._ways = [OTLPSpanExporter(f"{endpoint}/v1/traces", headers=BEARER) for endpoint in endpoints]
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.sent += spans
         results = [way.export(spans) for way in self._ways]
         return next((result for result in results if result is not SpanExportResult.SUCCESS), SpanExportResult.SUCCESS)
 
@@ -95,8 +97,8 @@ class Ways(SpanExporter):
 
 
 @contextmanager
-def service(name: str, node: Node, ways: Sequence[str], **settings: Any) -> Iterator[int]:
-    """An instrumented app under uvicorn, beside that node's tailscaled, sending `ways`: its port, if it has one."""
+def service(name: str, node: Node, ways: Ways, **settings: Any) -> Iterator[int]:
+    """An instrumented app under uvicorn, beside that node's tailscaled, sending by `ways`: its port, if it has one."""
     app = FastAPI(title=name)
 
     @app.get("/{caller}/{sent}")
@@ -105,7 +107,7 @@ def service(name: str, node: Node, ways: Sequence[str], **settings: Any) -> Iter
 
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TS_SOCKET", str(node.socket))
-        instrument(app, exporter=Ways(*ways))
+        instrument(app, exporter=ways)
     with ExitStack() as stack:
         with node.network or nullcontext():  # its thread stays there
             url = stack.enter_context(serving(app, **settings))

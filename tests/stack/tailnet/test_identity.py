@@ -13,7 +13,7 @@ from tests.stack.tailnet import matrix
 from tests.stack.tailnet.lab import Node, Tailnet, need_tun
 from tests.stack.tailnet.matrix import CALLERS, FORGERIES, REWRITING, SET_UPS, TUN, Known
 from tests.stack.tailnet.network import HUB
-from tests.stack.tailnet.services import Log, Nginx, Server, influx_settings, service
+from tests.stack.tailnet.services import Log, Nginx, Server, Ways, influx_settings, service
 
 SENT: Final = {"honest": (), **{name: forgery.headers for name, forgery in FORGERIES.items()}}
 STORES: Final = ("duckdb", "influxdb")
@@ -52,7 +52,7 @@ def seen(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             until(engine.answers, f"{engine.command[0]} does not answer", engine.said)
         with ExitStack() as services, pytest.MonkeyPatch.context() as patch:
             patch.setattr(describe, "WAIT_S", 10.0)  # a busy machine is no fault
-            doors = open_doors(services, tailnet, folder, (servers["duckdb"].url, f"http://{otlp}"))
+            doors = open_doors(services, tailnet, folder, servers["duckdb"].url, f"http://{otlp}")
             tailnet.settle()
             ask(tailnet, doors)
         names = ["-".join(door) for door in DOORS]
@@ -68,7 +68,7 @@ def seen(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 Doors = dict[tuple[str, str], tuple[Node, int]]
 
 
-def open_doors(stack: ExitStack, tailnet: Tailnet, folder: Path, ways: tuple[str, str]) -> Doors:
+def open_doors(stack: ExitStack, tailnet: Tailnet, folder: Path, *endpoints: str) -> Doors:
     """A service for each set-up, with uvicorn's proxy headers on and off: the node and the port where it is asked."""
     doors: Doors = {}
     behind_nginx: dict[int, tuple[int, bool]] = {}
@@ -79,7 +79,7 @@ def open_doors(stack: ExitStack, tailnet: Tailnet, folder: Path, ways: tuple[str
             settings["uds"] = str(folder / f"{name}.sock")
         elif set_up == "tun":
             settings["host"] = node.address
-        port = stack.enter_context(service(name, node, ways, **settings))
+        port = stack.enter_context(service(name, node, Ways(*endpoints), **settings))
         if set_up.startswith("serve"):
             target = f"unix:{settings['uds']}" if "uds" in settings else f"127.0.0.1:{port}"
             node.cli("serve", "--bg", f"--http={door}", target)

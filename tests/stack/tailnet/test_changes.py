@@ -1,0 +1,217 @@
+"""What changes in a real tailnet is followed: with short cache times, and once with those that a service has."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+from tailspan_otel import attributes as name
+from tailspan_otel import describe, whois
+
+from tests.stack.engines import until
+from tests.stack.tailnet.lab import ANYBODY, Node, Person, Tailnet
+from tests.stack.tailnet.services import Server, Ways, service
+
+OWNER: Final = Person("ops", "ops@example.com")
+ALICE: Final = Person("alice", "alice@example.com", "Alice Example")
+DEVICES: Final = ("renamed", "retagged", "expired", "deleted", "denied", "steady", "late-renamed", "late-tagged")
+BOUND_S: Final = 60.0  # within which the documentation promises that a rename or a new tag is followed
+
+Identity = tuple[str, str | None, str | None, str | None, str]  # caller, login, device, tags, how it is known
+
+
+def alices(device: str, source: str = "whois") -> Identity:
+    return ("person", "alice@example.com", device, None, source)
+
+
+NOBODY: Final[Identity] = ("unknown", None, None, None, "none")
+A_RUNNER: Final[Identity] = ("tagged", None, "retagged", "tag:ci", "whois")
+
+
+class Watched:
+    """A service behind a proxy that asks it for devices, as Serve would: over a unix socket."""
+
+    def __init__(self, server: Server, name: str, ways: Ways, client: httpx.Client) -> None:
+        self._server = server
+        self._name = name
+        self._ways = ways
+        self._client = client
+        self._asked = 0
+
+    def ask(self, address: str, login: str | None = None) -> str:
+        """Its path, which no other request has."""
+        self._asked += 1
+        path = f"/proxy/{self._asked}"
+        said = {"X-Forwarded-For": address, **({"Tailscale-User-Login": login} if login else {})}
+        assert self._client.get(path, headers=said).status_code == 200
+        return path
+
+    def captured(self, path: str) -> Identity:
+        """What the service itself knew."""
+        span = until(lambda: next(iter(spans(self._ways, path)), None), "no span")
+        tags = span.get(name.TAGS)
+        found = (span.get(key) for key in (name.LOGIN, name.NODE))
+        return (span[name.CALLER], *found, ",".join(tags) if tags else None, span[name.IDENTITY_SOURCE])
+
+    def answered(self, path: str) -> Identity:
+        """What is told of it."""
+
+        def row() -> Any:
+            return next((log for log in self._server.logs(self._name) if log["path"] == path), None)
+
+        found = until(row, "no row", self._server.said)
+        return (found["caller"], found["user"], found["device"], found["tags"], found["identity_source"])
+
+    def until(self, address: str, expected: Identity, patience: float = 10) -> str:
+        """Asks until the service knows that; the path of that request."""
+        seen: list[Identity] = []
+
+        def is_known() -> str | None:
+            seen.append(self.captured(path := self.ask(address)))
+            return path if seen[-1] == expected else None
+
+        return str(until(is_known, "not known", lambda: str(seen[-3:]), patience))
+
+
+def spans(ways: Ways, path: str) -> list[dict[str, Any]]:
+    return [dict(span.attributes or {}) for span in list(ways.sent) if (span.attributes or {}).get(name.PATH) == path]
+
+
+@pytest.fixture(scope="module")
+def settled(tailnet: Tailnet) -> Tailnet:
+    tailnet.join({"dashboard": OWNER, **dict.fromkeys(DEVICES, ALICE)})
+    tailnet.settle()
+    return tailnet
+
+
+@pytest.fixture(scope="module")
+def server(settled: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("serve") / "server")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@contextmanager
+def watching(name: str, node: Node, server: Server, socket: Path) -> Iterator[Watched]:
+    ways = Ways(server.url)
+    with (
+        service(name, node, ways, uds=str(socket)),
+        httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://service") as client,
+    ):
+        yield Watched(server, name, ways, client)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no fault."""
+    monkeypatch.setattr(describe, "WAIT_S", 10.0)
+
+
+@pytest.fixture
+def watched(
+    settled: Tailnet, server: Server, tmp_path: Path, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Watched]:
+    """It asks again after half a second."""
+    for key, seconds in {"FRESH_S": 0.2, "STALE_S": 0.5, "NOBODY_S": 0.2, "AWAY_S": 0.2}.items():
+        monkeypatch.setattr(whois, key, seconds)
+    with watching("watched", settled.nodes["dashboard"], server, tmp_path / "app.sock") as watched:
+        yield watched
+
+
+def rename(tailnet: Tailnet, node_id: str, to: str = "new-laptop") -> None:
+    tailnet.headscale.ask("POST", f"node/{node_id}/rename/{to}")
+
+
+def tag(tailnet: Tailnet, node_id: str) -> None:
+    tailnet.headscale.ask("POST", f"node/{node_id}/tags", json={"tags": ["tag:ci"]})
+
+
+def delete(tailnet: Tailnet, node_id: str) -> None:
+    tailnet.headscale.ask("DELETE", f"node/{node_id}")
+
+
+def deny(tailnet: Tailnet, node_id: str) -> None:
+    tailnet.headscale.allow({"action": "accept", "src": [tailnet.nodes["steady"].address], "dst": ["*:*"]})
+
+
+# what is done to a device, what the service knows of it then, and what is told: of an address that nobody knows any
+# more, whose it was when it last was known
+CHANGES: Final[dict[str, tuple[Callable[[Tailnet, str], None], Identity, Identity]]] = {
+    "renamed": (rename, alices("new-laptop"), alices("new-laptop")),
+    "retagged": (tag, A_RUNNER, A_RUNNER),
+    "deleted": (delete, NOBODY, alices("deleted")),
+    "denied": (deny, NOBODY, alices("denied")),
+}
+
+
+@pytest.mark.parametrize("device", CHANGES)
+def test_a_change_is_followed(settled: Tailnet, watched: Watched, device: str) -> None:
+    change, known, told = CHANGES[device]
+    address = settled.nodes[device].address
+    before = watched.ask(address)
+    assert watched.captured(before) == alices(device)
+    change(settled, settled.headscale.node_id(device))
+    try:
+        after = watched.until(address, known)
+    finally:
+        settled.headscale.allow(ANYBODY)
+    assert watched.answered(after) == told
+
+
+def test_a_device_whose_key_has_expired_is_still_whose_it_was(settled: Tailnet, watched: Watched) -> None:
+    address, node = settled.nodes["expired"].address, settled.nodes["dashboard"]
+    settled.headscale.ask("POST", f"node/{settled.headscale.node_id('expired')}/expire")
+    until(lambda: node.local("whois", addr=address).json()["Node"].get("Expired"), "not expired", node.said)
+    assert watched.captured(watched.ask(address)) == alices("expired")
+
+
+def test_a_service_whose_tailscaled_is_down_still_knows_everybody(settled: Tailnet, watched: Watched) -> None:
+    node, address = settled.nodes["dashboard"], settled.nodes["steady"].address
+    node.cli("down")
+    try:
+        assert node.status()["BackendState"] == "Stopped"
+        assert watched.captured(watched.ask(address)) == alices("steady")
+    finally:
+        node.cli("up")
+
+
+def test_while_tailscaled_is_stopped_headers_name_people_and_nobody_is_confused_and_afterwards_all_is_known_again(
+    settled: Tailnet, watched: Watched
+) -> None:
+    node, address = settled.nodes["dashboard"], settled.nodes["steady"].address
+    assert watched.captured(watched.ask(address)) == alices("steady")
+    node.end()
+    try:
+        unnamed = watched.until(address, NOBODY)
+        login = watched.ask(address, "alice@example.com")
+        assert watched.captured(login) == ("person", "alice@example.com", None, None, "serve_header")
+    finally:
+        node.start()
+    watched.until(address, alices("steady"))
+    assert watched.answered(unnamed) == alices("steady")
+    assert watched.answered(login) == alices("steady", "serve_header")
+
+
+def test_with_the_times_that_a_service_has_a_rename_and_a_new_tag_are_followed_within_a_minute(
+    settled: Tailnet, server: Server, tmp_path: Path, patient: None
+) -> None:
+    node, devices, socket = settled.nodes["dashboard"], ("late-renamed", "late-tagged"), tmp_path / "slow.sock"
+    with watching("unhurried", node, server, socket) as watched:
+        node.cli("serve", "--bg", "--http=80", f"unix:{socket}")
+
+        def asks(device: str, number: int) -> Identity:
+            path = f"/{device}/{number}"
+            assert settled.nodes[device].get("dashboard", 80, path).status == 200
+            return watched.captured(path)
+
+        assert [asks(device, 0) for device in devices] == [alices(device, "serve_header") for device in devices]
+        rename(settled, settled.headscale.node_id("late-renamed"), "newer-laptop")
+        tag(settled, settled.headscale.node_id("late-tagged"))
+        numbers = iter(range(1, 1000))
+        followed = [alices("newer-laptop", "serve_header"), ("tagged", None, "late-tagged", "tag:ci", "whois")]
+        until(lambda: [asks(device, next(numbers)) for device in devices] == followed, "not followed", patience=BOUND_S)
