@@ -9,16 +9,17 @@ import atexit
 import logging
 import os
 from collections.abc import Iterable
-from ipaddress import ip_network
 from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from tailspan_otel.export import exporter_from_environment
-from tailspan_otel.identity import LOOPBACK, Network
 from tailspan_otel.middleware import Capture
+from tailspan_otel.peers import Peers
 from tailspan_otel.recorder import Recorder
+from tailspan_otel.status import Listing
+from tailspan_otel.whois import Whois
 
 __all__ = ["instrument", "service_name"]
 
@@ -32,16 +33,18 @@ def instrument(
 ) -> None:
     """Records every request of a FastAPI or Starlette `app`. Call it last: what it wraps is what it sees.
 
-    `trusted_peers`: addresses or networks of the proxies whose identity headers and X-Forwarded-For are believed, in
-    place of `TAILSPAN_TRUSTED_PEERS` (comma-separated) and of the default, 127.0.0.1 and ::1. A unix socket always is.
+    `trusted_peers`: addresses, networks or host names of the proxies whose identity headers and X-Forwarded-For are
+    believed, in place of `TAILSPAN_TRUSTED_PEERS` (comma-separated) and of the default, 127.0.0.1 and ::1. Names are
+    looked up again and again, beside the requests. A unix socket is always believed.
     `exporter` takes the place of OTLP over HTTP.
 
     From the environment: `OTEL_SERVICE_NAME` (else the app's title), `OTEL_RESOURCE_ATTRIBUTES`
     (`deployment.environment.name`), `OTEL_EXPORTER_OTLP_*`, `OTEL_BSP_*`, `OTEL_PROPAGATORS`, `OTEL_TRACES_EXPORTER`,
     `OTEL_SDK_DISABLED`; `TS_SOCKET` (tailscaled's, default /var/run/tailscale/tailscaled.sock), `TAILSPAN_USERSPACE`
-    (`true` or `false`, where tailscaled's own status cannot be read).
+    (`true` or `false`, where tailscaled's own status cannot be read), `TAILSPAN_STATUS` (a file or an http(s) URL of
+    what `tailscale status --json` prints, where tailscaled's socket is out of reach).
 
-    Raises ValueError for a trusted peer that is no address or network, RuntimeError where the app has already started.
+    Raises ValueError for a trusted peer that can be none, RuntimeError where the app has already started.
     """
     if any(middleware.cls is Capture for middleware in app.user_middleware):
         log.warning("instrument() was called before for this app; it is recorded once")
@@ -50,23 +53,26 @@ def instrument(
     if exporter is None or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         log.info("tailspan records nothing: OTEL_SDK_DISABLED or OTEL_TRACES_EXPORTER=none is set")
         return
-    trusted = _networks(trusted_peers)
-    recorder = Recorder(_resource(app), exporter, trusted, os.environ.get("TS_SOCKET", SOCKET), _userspace())
+    whois = Whois(os.environ.get("TS_SOCKET", SOCKET), userspace=_userspace())
+    status = os.environ.get("TAILSPAN_STATUS", "").strip()
+    listing = Listing(status) if status else None
+    recorder = Recorder(_resource(app), exporter, _peers(trusted_peers), whois, listing)
     app.add_middleware(Capture, recorder=recorder)
     atexit.register(recorder.shutdown)
 
 
-def _networks(peers: str | Iterable[str] | None) -> tuple[Network, ...]:
+def _peers(peers: str | Iterable[str] | None) -> Peers:
     if peers is None or isinstance(peers, str):
         given = peers or os.environ.get("TAILSPAN_TRUSTED_PEERS")
     else:
         given = ",".join(peers)
     if given is None:
-        return LOOPBACK
+        return Peers()
     try:
-        return tuple(ip_network(peer.strip()) for peer in given.split(",") if peer.strip())
+        return Peers(peer.strip() for peer in given.split(",") if peer.strip())
     except ValueError as error:
-        raise ValueError(f"trusted peers {given!r}: {error}; write addresses or networks, such as 172.18.0.5") from None
+        fix = "write addresses, networks or host names, such as 172.18.0.5 or nginx"
+        raise ValueError(f"trusted peers {given!r}: {error}; {fix}") from None
 
 
 def _userspace() -> bool | None:

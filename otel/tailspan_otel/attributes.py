@@ -42,7 +42,8 @@ CARD: Final = "tailspan.card"  # view: which card
 VARIANT: Final = "tailspan.variant"  # view: in which of its forms
 VISIBLE_MS: Final = "tailspan.visible_ms"  # view: how long it was seen; absent where that is not known
 STOPPED: Final = "tailspan.stopped"  # heartbeat: a clean stop
-FORGED: Final = "tailspan.forged"  # heartbeat: requests whose identity headers came from an untrusted peer
+FORGED: Final = "tailspan.forged"  # heartbeat: requests in which somebody claimed what only a trusted proxy may say
+FORGED_KINDS: Final = "tailspan.forged.kinds"  # heartbeat: of which kind how many, as in "bypass=1,untrusted=2"
 UNPROVEN: Final = "tailspan.unproven"  # heartbeat: requests whose headers were believed without proof
 DROPPED: Final = "tailspan.dropped"  # heartbeat: spans lost
 OPEN_REQUESTS: Final = "tailspan.open_requests"  # heartbeat: requests open for over a minute

@@ -10,7 +10,8 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from tailspan_otel import attributes as name
 from tailspan_otel import identity, traffic
 from tailspan_otel.identity import Caller
-from tailspan_otel.localapi import Node
+from tailspan_otel.node import Node
+from tailspan_otel.resolve import Who
 from tailspan_otel.whois import WAIT_S
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ ERROR: Final = Status(StatusCode.ERROR)
 
 def span_of(request: "Request") -> ReadableSpan:
     """The request's own SERVER span; waits up to 250 ms for tailscaled's word, which is asked for only now."""
-    attributes = attributes_of(request, WAIT_S)
+    who = request.who(WAIT_S)
+    request.recorder.count(who)
+    attributes = attributes_of(request, who)
     method = request.method if request.method in name.METHODS else "HTTP"
     return ReadableSpan(
         f"{method} {request.route}" if request.route else method,
@@ -39,13 +42,11 @@ def span_of(request: "Request") -> ReadableSpan:
     )
 
 
-def attributes_of(request: "Request", wait_s: float) -> dict[str, Any]:
-    """Every attribute of a request, naming its device if that is known within `wait_s` seconds."""
-    caller, recorder = request.caller, request.recorder
-    node = recorder.node(caller, wait_s)
-    kind, page = _traffic(request)
+def attributes_of(request: "Request", who: Who) -> dict[str, Any]:
+    """Every attribute of a request of that caller's."""
+    kind, page = _traffic(request, who.caller)
     found: dict[str, Any] = {
-        **_identity(caller, node, recorder.proves(caller)),
+        **identity_of(who),
         **_method(request.method),
         **_server(_text(request, b"host")[:256]),
         name.PATH: request.path[: name.MAX_LENGTH],
@@ -56,7 +57,7 @@ def attributes_of(request: "Request", wait_s: float) -> dict[str, Any]:
     if request.route:
         found[name.ROUTE] = request.route
     if page:
-        found[name.PAGE] = recorder.bounded_page(page)
+        found[name.PAGE] = request.recorder.bounded_page(page)
     if request.status is not None:
         found[name.STATUS] = request.status
     if request.error_type or (request.status or 0) >= 500:
@@ -65,13 +66,13 @@ def attributes_of(request: "Request", wait_s: float) -> dict[str, Any]:
         found[name.TIMED] = False  # how long it stayed open is no response time
     if user_agent := _text(request, b"user-agent"):
         found[name.USER_AGENT] = user_agent
-        if node is None and (device := identity.guess(user_agent[:256])):
+        if who.node is None and (device := identity.guess(user_agent[:256])):
             found[name.GUESS] = device
     return found
 
 
-def _traffic(request: "Request") -> tuple[str, str | None]:
-    caller, path, rhythm = request.caller, request.path[: name.MAX_LENGTH], request.recorder.rhythm
+def _traffic(request: "Request", caller: Caller) -> tuple[str, str | None]:
+    path, rhythm = request.path[: name.MAX_LENGTH], request.recorder.rhythm
     content_type = request.content_type.decode("latin-1")
     accept = _text(request, b"accept") if request.status == 304 else ""
     is_page = traffic.is_page(request.method, request.status or 0, content_type, accept)
@@ -107,17 +108,22 @@ def _method(method: str) -> dict[str, str]:
     return {name.METHOD: "_OTHER", name.METHOD_ORIGINAL: method[:64]}
 
 
-def named(node: Node, *, anonymous: bool) -> dict[str, Any]:
+def identity_of(who: Who) -> dict[str, Any]:
+    """The attributes that are about the caller."""
+    return _identity(who.caller, who.node, who.proven)
+
+
+def _device(caller: Caller, node: Node) -> dict[str, Any]:
     """What a device adds to a caller: its name; and, where the headers named nobody, whose it is."""
     device: dict[str, Any] = {name.NODE: node.name, name.NODE_ID: node.id}
     if node.tags:
         device[name.TAGS] = node.tags
-    if anonymous or node.shared:
+    if caller.kind != "local" and (caller.login is None or node.shared):
         device[name.CALLER] = node.kind
-    if not anonymous:
+    if caller.login is not None:
         return device
-    owner = {name.LOGIN: node.login, name.FULL_NAME: node.full_name}
-    return device | {name.IDENTITY_SOURCE: "whois"} | {key: value for key, value in owner.items() if value}
+    owner = {name.IDENTITY_SOURCE: node.source, name.LOGIN: node.login, name.FULL_NAME: node.full_name}
+    return device | {key: value for key, value in owner.items() if value}
 
 
 @lru_cache(4096)
@@ -136,7 +142,7 @@ def _identity(caller: Caller, node: Node | None, proven: bool) -> dict[str, Any]
         name.ADDRESS: caller.client if caller.tailnet else None,
     }
     known = {key: value for key, value in every.items() if value is not None}
-    return known | named(node, anonymous=caller.login is None) if node else known
+    return known | _device(caller, node) if node else known
 
 
 @lru_cache(256)

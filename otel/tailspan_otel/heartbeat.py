@@ -7,6 +7,7 @@ counts of that hour, and a clean stop; a process that vanishes leaves a heartbea
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import sub
@@ -31,7 +32,7 @@ class Heartbeat:
     """Beats from the first request or the lifespan's start until `stop`, in each process that serves."""
 
     def __init__(self, resource: Resource, put: Callable[[Unfinished], None], dropped: Callable[[], int]) -> None:
-        self.forged = 0
+        self.forged: Counter[str] = Counter()  # by kind
         self.unproven = 0
         self.open: dict[int, int] = {}  # requests being served: a key of their own, their start in ns
         self.resource = resource
@@ -68,11 +69,12 @@ class Heartbeat:
 
     def _run(self, stopping: threading.Event) -> None:
         while not stopping.is_set():
-            now = time.time_ns()
-            over = now - self._start >= HOUR_NS
-            self._beat(now, last=over)
-            if over:
-                self._begin(now)
+            with self._lock:
+                now = time.time_ns()
+                over = now - self._start >= HOUR_NS
+                self._beat(now, last=over)
+                if over:
+                    self._begin(now)
             stopping.wait(BEAT_S)
 
     def _begin(self, now: int) -> None:
@@ -80,11 +82,23 @@ class Heartbeat:
         self.context = SpanContext(IDS.generate_trace_id(), IDS.generate_span_id(), False, SAMPLED)
 
     def _beat(self, now: int, *, last: bool, stopped: bool = False) -> None:
-        self._put(_Beat(self, self.context, self._start, now, last, stopped))
+        self._put(_Beat(self, self.resource, self.context, self._start, now, last, stopped))
 
-    def counts(self) -> tuple[int, int, int]:
-        """Forged, unproven and lost, since the process started."""
-        return self.forged, self.unproven, self._dropped()
+    def follow(self, resource: Resource) -> None:
+        """The service is called otherwise than was thought: what was sent under the old name ends there."""
+        with self._lock:
+            if resource == self.resource:
+                return
+            if self._stopping is not None:
+                self._beat(time.time_ns(), last=True, stopped=True)
+                self._begin(time.time_ns())
+            self.resource = resource
+            if self._stopping is not None:
+                self._beat(time.time_ns(), last=False)
+
+    def counts(self) -> tuple[Counter[str], int, int]:
+        """Forged by kind, unproven and lost, since the process started."""
+        return self.forged.copy(), self.unproven, self._dropped()
 
     def open_long(self, now: int) -> int:
         return sum(now - start >= LONG_NS for start in list(self.open.values()))
@@ -95,6 +109,7 @@ class _Beat:
     """Counted when it is sent: by then every request before it was described, and counted too."""
 
     heartbeat: Heartbeat
+    resource: Resource
     context: SpanContext
     start_ns: int
     now_ns: int
@@ -103,13 +118,15 @@ class _Beat:
 
     def span(self) -> ReadableSpan:
         counts = self.heartbeat.counts()
-        forged, unproven, dropped = map(sub, counts, self.heartbeat.base)
+        forged = counts[0] - self.heartbeat.base[0]
+        unproven, dropped = map(sub, counts[1:], self.heartbeat.base[1:])
+        kinds = {name.FORGED_KINDS: ",".join(f"{kind}={forged[kind]}" for kind in sorted(forged))} if forged else {}
         if self.last:
             self.heartbeat.base = counts
         return ReadableSpan(
             "heartbeat",
             self.context,
-            resource=self.heartbeat.resource,
+            resource=self.resource,
             kind=SpanKind.INTERNAL,
             start_time=self.start_ns,
             end_time=max(self.now_ns, self.start_ns),
@@ -117,7 +134,8 @@ class _Beat:
                 name.KIND: "heartbeat",
                 name.SOURCE: "live",
                 name.STOPPED: self.stopped,
-                name.FORGED: forged,
+                name.FORGED: forged.total(),
+                **kinds,
                 name.UNPROVEN: unproven,
                 name.DROPPED: dropped,
                 name.OPEN_REQUESTS: self.heartbeat.open_long(self.now_ns),

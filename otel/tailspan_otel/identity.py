@@ -1,29 +1,26 @@
-"""Who is calling: Tailscale Serve's headers, believed only from a peer we trust, and the address it vouches for.
+"""What a request itself says of its caller: a proxy's headers, believed only from a peer we trust, and the address.
 
 Headers: Tailscale's "Identity headers" of `tailscale serve` (absent for tagged nodes, which whois tells apart, and for
-Funnel, which says so itself). Identity belongs to a request, never to a connection: Serve sends several people's
-requests over one.
+Funnel, which says so itself), and those of its nginx-auth. Identity belongs to a request, never to a connection: Serve
+sends several people's requests over one.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final, NamedTuple
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Headers = dict[bytes, bytes]
 
-LOGIN = b"tailscale-user-login"
-NAME = b"tailscale-user-name"
-FUNNEL = b"tailscale-funnel-request"
-FORWARDED_FOR = b"x-forwarded-for"
-IDENTITY_HEADERS = frozenset((LOGIN, NAME, b"tailscale-user-profile-pic", FUNNEL))
-
-TAILNET = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
-LOOPBACK = (ip_network("127.0.0.1/32"), ip_network("::1/128"))
+TAILNET: Final = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
+LOOPBACK: Final = (ip_network("127.0.0.1/32"), ip_network("::1/128"))
+MAX_NAME: Final = 256
 
 # C0, C1, line separators, and the characters that turn text around: none belongs in a name
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -42,15 +39,70 @@ _GUESSES = tuple(
 )
 
 
-@dataclass(frozen=True, eq=False)
+def decoded(value: bytes) -> str | None:
+    """A header's text after RFC 2047, or None where it is empty, not ASCII, malformed, or holds control characters."""
+    try:
+        text = value.decode("ascii").strip()
+        if "=?" in text:
+            text = str(make_header(decode_header(text)))
+    except (UnicodeError, HeaderParseError, LookupError, ValueError):
+        return None
+    return _clean(text)
+
+
+def plain(value: bytes) -> str | None:
+    """A header's text in UTF-8, which nginx-auth sends as it is, or None as above."""
+    try:
+        return _clean(value.decode().strip())
+    except UnicodeError:
+        return None
+
+
+def _clean(text: str) -> str | None:
+    return text[:MAX_NAME] if text and not _CONTROL.search(text) else None
+
+
+class Proxy(NamedTuple):
+    """How a proxy names a caller."""
+
+    source: str
+    login: bytes
+    name: bytes
+    text: Callable[[bytes], str | None]
+    beside: bytes | None = None  # a header without which the login is somebody else's
+
+
+# in the order in which they are believed
+PROXIES: Final = (
+    Proxy("serve_header", b"tailscale-user-login", b"tailscale-user-name", decoded),
+    Proxy("nginx_auth", b"tailscale-user", b"tailscale-name", plain),
+    Proxy("nginx_auth", b"x-webauth-user", b"x-webauth-name", plain, b"x-webauth-login"),  # as its README passes it on
+)
+FUNNEL: Final = b"tailscale-funnel-request"
+FORWARDED_FOR: Final = b"x-forwarded-for"
+REAL_IP: Final = b"x-real-ip"  # nginx's; Serve, which passes on the caller's own, always sends X-Forwarded-For
+READ: Final = tuple(name for proxy in PROXIES for name in (proxy.login, proxy.name, proxy.beside) if name)
+# what only a proxy of Tailscale's sends: from anybody else it is forged
+IDENTITY_HEADERS: Final = frozenset(
+    (
+        b"tailscale-user-login tailscale-user-name tailscale-user-profile-pic tailscale-funnel-request "
+        b"tailscale-user tailscale-login tailscale-name tailscale-tailnet tailscale-profile-picture x-webauth-login"
+    ).split()
+)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Caller:
     """What the request itself proves about its caller, before anyone is asked who has the address.
 
-    The same headers give the same object (compared by identity, which makes it a cheap key).
+    The same headers give the same object (compared by identity, which makes it a cheap key). `forged` is what in the
+    request was written by somebody who may not: untrusted (identity headers from a peer that is no proxy of ours),
+    contradicted (a proxy passed on headers that do not agree), rewritten (uvicorn trusts everybody, and took the
+    caller's word for the address), forwarded (an X-Forwarded-For that names a tailnet address nobody vouches for).
     """
 
     kind: str  # person | funnel | local | unknown; whois adds tagged and shared
-    source: str = "none"  # serve_header | none; whois adds its own
+    source: str = "none"  # serve_header | nginx_auth | none; whois and status are added later
     login: str | None = None
     full_name: str | None = None
     peer: str | None = None  # the other end of the connection; None on a unix socket or where uvicorn replaced it
@@ -58,7 +110,7 @@ class Caller:
     tailnet: bool = False  # `client` is a tailnet address
     vouched: bool = True  # the peer is a trusted proxy, or a process of this machine
     unix: bool = False  # it came over a unix socket, which no tailnet peer can reach
-    forged: bool = False  # identity headers came from a peer that may not send them
+    forged: str | None = None
 
 
 @lru_cache(1024)
@@ -79,17 +131,6 @@ def is_tailnet(text: str) -> bool:
     return address is not None and any(address in network for network in TAILNET)
 
 
-def decoded(value: bytes) -> str | None:
-    """A header's text after RFC 2047, or None where it is empty, not ASCII, malformed, or holds control characters."""
-    try:
-        text = value.decode("ascii").strip()
-        if "=?" in text:
-            text = str(make_header(decode_header(text)))
-    except (UnicodeError, HeaderParseError, LookupError, ValueError):
-        return None
-    return text[:256] if text and not _CONTROL.search(text) else None
-
-
 @lru_cache(512)
 def guess(user_agent: str) -> str | None:
     """What kind of device the user agent claims to be."""
@@ -97,59 +138,99 @@ def guess(user_agent: str) -> str | None:
 
 
 class Identify:
-    """Reads a request's caller. `trusted`: the networks whose peers may send identity headers and X-Forwarded-For."""
+    """Reads a request's caller. `trusts` says of a peer's address whether it may name callers and their addresses."""
 
-    def __init__(self, trusted: tuple[Network, ...] = LOOPBACK) -> None:
-        self._trusted = trusted
-        self._trusts = lru_cache(1024)(self._is_trusted)
+    def __init__(self, trusts: Callable[[str], bool]) -> None:
+        self._trusts = lru_cache(1024)(trusts)
         self._vouched = lru_cache(1024)(self._read_vouched)
 
-    def _is_trusted(self, host: str) -> bool:
-        address = parse(host)
-        return address is not None and any(address in network for network in self._trusted)
+    def forget(self) -> None:
+        """Somebody else is trusted from now on."""
+        self._trusts.cache_clear()
+        self._vouched.cache_clear()
 
     def __call__(self, client: tuple[str, int] | None, headers: Headers) -> Caller:
         host, port = client or (None, None)
+        forwarded = headers.get(FORWARDED_FOR, headers.get(REAL_IP))
+        hops = None if forwarded is None else forwarded[-512:]
         # uvicorn writes port 0 where a peer that it trusts sent X-Forwarded-For: that peer is the proxy
         rewritten = port == 0 and FORWARDED_FOR in headers
         if host is not None and not rewritten and not self._trusts(host):
-            return _untrusted(host, not IDENTITY_HEADERS.isdisjoint(headers))
-        peer = None if rewritten else host
-        forwarded = headers[FORWARDED_FOR][-512:] if FORWARDED_FOR in headers else None
-        return self._vouched(peer, host is None, forwarded, FUNNEL in headers, headers.get(LOGIN), headers.get(NAME))
+            return _untrusted(host, hops, not IDENTITY_HEADERS.isdisjoint(headers))
+        peer, written = (None, host) if rewritten else (host, None)
+        return self._vouched(peer, written, host is None, hops, FUNNEL in headers, tuple(map(headers.get, READ)))
 
     def _read_vouched(
         self,
         peer: str | None,
+        written: str | None,
         unix: bool,
         forwarded: bytes | None,
         funnel: bool,
-        login: bytes | None,
-        name: bytes | None,
+        values: tuple[bytes | None, ...],
     ) -> Caller:
-        hop = self._nearest(forwarded)
+        hops = _hops(forwarded)
+        # the right-most that is no proxy of ours: what stands left of it was written by the caller
+        place = next((at for at in reversed(range(len(hops))) if not self._trusts(hops[at])), None)
+        hop = None if place is None else hops[place]
         address = hop if hop is not None and parse(hop) else None
-        client, tailnet = address or (peer and _plain(peer)), address is not None and is_tailnet(address)
-        if funnel:
-            return Caller("funnel", peer=peer, client=client, unix=unix)
-        user = decoded(login) if login else None
-        if user is None:
-            return Caller("local" if hop is None else "unknown", peer=peer, client=client, tailnet=tailnet, unix=unix)
-        return Caller("person", "serve_header", user, decoded(name or b""), peer, client, tailnet, unix=unix)
+        caller = Caller(
+            "local" if hop is None else "unknown",
+            peer=peer,
+            client=address or (peer and _canonical(peer)),
+            tailnet=address is not None and is_tailnet(address),
+            unix=unix,
+            forged=_misplaced(hops[:place], hop, written) if hop is not None else None,
+        )
+        return (
+            replace(caller, kind="funnel", tailnet=False)
+            if funnel
+            else _named(caller, dict(zip(READ, values, strict=True)))
+        )
 
-    def _nearest(self, forwarded: bytes | None) -> str | None:
-        """The right-most entry that is no proxy of ours: what stands left of it was written by the caller."""
-        hops = [hop.strip() for hop in forwarded.decode("latin-1").split(",")] if forwarded is not None else []
-        return next((_plain(hop) for hop in reversed(hops) if not self._trusts(hop)), None)
+
+def _named(caller: Caller, headers: dict[bytes, bytes | None]) -> Caller:
+    """By the first proxy that names somebody, unless another names somebody else: then neither is believed."""
+    said = [
+        (proxy, login)
+        for proxy in PROXIES
+        if (proxy.beside is None or headers[proxy.beside]) and (login := proxy.text(headers[proxy.login] or b""))
+    ]
+    if not said:
+        return caller
+    proxy, login = said[0]
+    if any(other != login for _, other in said):
+        return replace(caller, kind="unknown", forged="contradicted")
+    full_name = proxy.text(headers[proxy.name] or b"")
+    return replace(caller, kind="person", source=proxy.source, login=login, full_name=full_name)
+
+
+def _hops(forwarded: bytes | None) -> list[str]:
+    return [] if forwarded is None else [_canonical(hop.strip()) for hop in forwarded.decode("latin-1").split(",")]
+
+
+def _misplaced(others: list[str], believed: str, written: str | None) -> str | None:
+    """What is wrong with the entries before the one that is believed, if anything."""
+    if others and written is not None and _canonical(written) == others[0] != believed:
+        return "rewritten"
+    return "forwarded" if any(other != believed and is_tailnet(other) for other in others) else None
 
 
 @lru_cache(1024)
-def _untrusted(host: str, forged: bool) -> Caller:
-    address = _plain(host)
-    return Caller("unknown", peer=host, client=address, tailnet=is_tailnet(address), vouched=False, forged=forged)
+def _untrusted(host: str, forwarded: bytes | None, named: bool) -> Caller:
+    address = _canonical(host)
+    claims = any(hop != address and is_tailnet(hop) for hop in _hops(forwarded))
+    return Caller(
+        "unknown",
+        peer=host,
+        client=address,
+        tailnet=is_tailnet(address),
+        vouched=False,
+        forged="untrusted" if named else "forwarded" if claims else None,
+    )
 
 
-def _plain(host: str) -> str:
+def _canonical(host: str) -> str:
     """An address in its one canonical form, anything else (a test client's name) as it came."""
     address = parse(host)
     return host if address is None else str(address)

@@ -1,74 +1,62 @@
 """The two questions tailscaled is asked, over the unix socket of its LocalAPI (`/localapi/v0/`, read by any user).
 
 Host must be `local-tailscaled.sock`, and an Origin or Referer would be refused. A whois that finds nothing for an
-address with a port holds tailscaled's lock for 180 ms: an address is asked about without one, and with `proto=tcp`.
+address with a port holds tailscaled's lock for 180 ms, and twice that without `proto=tcp`: so a tailnet address is
+asked about without its port, which would be ignored.
 """
 
 import json
 import socket
 from contextlib import closing
-from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
-from typing import Any, Final
+from typing import Final, NamedTuple
 from urllib.parse import urlencode
 
-TIMEOUT_S: Final = 0.25
+from tailspan_otel.node import Node, from_whois, own_addresses
+
+TIMEOUT_S: Final = 1.0  # whoever waits for a name waits less: a later answer is the next request's
+
+NONSENSE: Final = (ValueError, KeyError, TypeError, AttributeError)
 
 
 class NoAnswer(Exception):
-    """tailscaled is not there, does not answer in time, or answers something else."""
+    """tailscaled is not there, or answers something else."""
 
 
-@dataclass(frozen=True)
-class Node:
-    """A device of the tailnet, as LocalAPI's whois describes it."""
-
-    id: str  # StableID
-    name: str  # the short name, or the full one of a device shared in from another tailnet
-    login: str | None  # None for a tagged node: its tags are its identity
-    full_name: str | None
-    tags: tuple[str, ...]
-    shared: bool
-
-    @property
-    def kind(self) -> str:
-        return "tagged" if self.tags else "shared" if self.shared else "person"
+class LateAnswer(NoAnswer):
+    """tailscaled is there, but gave no answer within a second."""
 
 
-def node_of(answer: dict[str, Any]) -> Node:
-    """A whois answer as a Node. Raises KeyError, TypeError or AttributeError where it is none."""
-    node, user = answer["Node"], answer["UserProfile"]
-    tags = tuple(str(tag) for tag in node.get("Tags") or ())
-    name = node.get("ComputedName") or node["Name"].rstrip(".").partition(".")[0]
-    return Node(
-        id=str(node["StableID"]),
-        name=str(name),
-        login=None if tags else user["LoginName"],
-        full_name=None if tags else user.get("DisplayName") or None,
-        tags=tags,
-        shared=bool((node.get("Hostinfo") or {}).get("ShareeNode")),
-    )
+class Mode(NamedTuple):
+    """How tailscaled runs."""
+
+    userspace: bool  # without a TUN device
+    own: frozenset[str]  # addresses of this machine
 
 
 class LocalAPI:
-    """Each method raises NoAnswer where tailscaled gives none within a quarter of a second."""
+    """Each method raises NoAnswer where tailscaled gives none."""
 
     def __init__(self, path: str) -> None:
         self._socket = path
 
     def whois(self, address: str) -> Node | None:
-        """The device that has the tailnet address, or None where tailscaled knows of none."""
+        """The device that has the tailnet address, or None where tailscaled knows of none.
+
+        Of `127.0.0.1:port` it is the device whose connection tailscaled's own network stack handed on from there.
+        """
         try:
             status, body = self._get("whois", addr=address, proto="tcp")
-            return node_of(json.loads(body)) if status == 200 else None
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            return from_whois(json.loads(body)) if status == 200 else None
+        except NONSENSE as problem:
             raise NoAnswer(f"{self._socket} answers no whois: {problem!r}") from problem
 
-    def is_userspace(self) -> bool:
-        """Whether tailscaled runs without a TUN device."""
+    def mode(self) -> Mode:
+        """From tailscaled's status."""
         try:
-            return json.loads(self._get("status", peers="false")[1])["TUN"] is False
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            status = json.loads(self._get("status", peers="false")[1])
+            return Mode(status["TUN"] is False, own_addresses(status))
+        except NONSENSE as problem:
             raise NoAnswer(f"{self._socket} answers no status: {problem!r}") from problem
 
     def _get(self, question: str, **parameters: str) -> tuple[int, bytes]:
@@ -77,6 +65,8 @@ class LocalAPI:
                 connection.request("GET", f"/localapi/v0/{question}?{urlencode(parameters)}")
                 response = connection.getresponse()
                 return response.status, response.read()
+            except TimeoutError as problem:
+                raise LateAnswer(f"{self._socket}: {problem}") from problem
             except (OSError, HTTPException) as problem:
                 raise NoAnswer(f"{self._socket}: {problem}") from problem
 

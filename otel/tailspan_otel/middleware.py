@@ -14,6 +14,7 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
+from tailspan_otel.annotate import resource_of
 from tailspan_otel.asgi import ASGIApp, Message, Receive, Scope, Send
 from tailspan_otel.recorder import Recorder
 from tailspan_otel.request import Request
@@ -59,13 +60,14 @@ class Capture:
 
     def _begin(self, scope: Scope) -> tuple[Request, Context] | None:
         try:
+            scope["tailspan"] = True
+            around = context.get_current()
+            foreign = _foreign_span(around) if around else None
             if not self._checked:
                 self._checked = True
                 self._check(scope)
-                self.recorder.start()
-            scope["tailspan"] = True
-            around = context.get_current()
-            request = Request(self.recorder, scope, _foreign_span(around) if around else None)
+                self.recorder.start(getattr(foreign, "resource", None) or resource_of(scope.get("app")))
+            request = Request(self.recorder, scope, foreign)
             inner = request.enter(around)
             self.recorder.heartbeat.open[id(request)] = request.start_ns
             return request, inner
@@ -90,7 +92,7 @@ class Capture:
 
         async def observed(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                self.recorder.start()
+                self.recorder.start(resource_of(scope.get("app")))
             await send(message)
 
         await self.app(scope, told, observed)

@@ -1,7 +1,7 @@
 """What all requests of one app share: who tells callers apart, who finds polls, and the way out."""
 
 import logging
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
@@ -10,13 +10,18 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler
 from opentelemetry.trace import SpanKind, TraceFlags
 
-from tailspan_otel.annotate import Annotated
+from tailspan_otel.annotate import Annotated, is_named
 from tailspan_otel.export import Outlet
 from tailspan_otel.heartbeat import SAMPLED, Heartbeat
-from tailspan_otel.identity import Caller, Headers, Identify, Network
-from tailspan_otel.localapi import Node
+from tailspan_otel.identity import Headers, Identify
+from tailspan_otel.peers import Peers
+from tailspan_otel.resolve import Resolve, Who
+from tailspan_otel.status import Listing
 from tailspan_otel.traffic import Rhythm, bounded
 from tailspan_otel.whois import Whois
+
+if TYPE_CHECKING:
+    from tailspan_otel.request import Request
 
 log = logging.getLogger("tailspan")
 
@@ -24,33 +29,43 @@ MAX_PAGES: Final = 200
 
 
 class Recorder:
-    """Made once per instrumented app; `start` begins the heartbeat and the whois thread of the serving process."""
+    """Made once per instrumented app; `start` begins what runs beside the requests in the serving process."""
 
     def __init__(
-        self,
-        resource: Resource,
-        exporter: SpanExporter,
-        trusted: tuple[Network, ...],
-        socket: str,
-        userspace: bool | None,
+        self, resource: Resource, exporter: SpanExporter, peers: Peers, whois: Whois, listing: Listing | None
     ) -> None:
         self.resource = resource
-        self.identify = Identify(trusted)
-        self.whois = Whois(socket, userspace=userspace)
+        self.whois = whois
+        self.identify = Identify(peers.trusts)
+        self.resolve = Resolve(whois, listing)
+        self._peers = peers
+        self._listing = listing
+        peers.changed = self.identify.forget
         self.rhythm = Rhythm()
         self.bounded_page = bounded(MAX_PAGES)
         self.outlet = Outlet(exporter)
         self.heartbeat = Heartbeat(resource, self.outlet.put, lambda: self.outlet.dropped)
-        self._annotated = Annotated(self.outlet.put, self.whois, resource)
+        self._annotated = Annotated(self.outlet.put)
         self._owners: set[int] = set()
         self._told: set[type] = set()
         self.sampler: Sampler | None = None
         self._fields = frozenset(field.encode() for field in propagate.get_global_textmap().fields)
 
-    def start(self) -> None:
+    def start(self, resource: Resource | None) -> None:
+        """`resource` is that of the provider by which the app makes spans of its own, if it does."""
         self.sampler = getattr(trace.get_tracer_provider(), "sampler", None)
+        self.follow(resource)
         self.whois.start()
+        self._peers.start()
+        if self._listing is not None:
+            self._listing.start()
         self.heartbeat.start()
+
+    def follow(self, resource: Resource | None) -> None:
+        """What a provider calls the service is what it is called in all that we send."""
+        if resource is not None and is_named(resource):
+            self.resource = resource
+            self.heartbeat.follow(resource)
 
     def stop(self) -> None:
         """A clean stop: the last beat, and what is waiting, for two seconds at most."""
@@ -61,19 +76,13 @@ class Recorder:
         self.heartbeat.stop()
         self.outlet.shutdown()
 
-    def node(self, caller: Caller, wait_s: float = 0) -> Node | None:
-        """The caller's device, as far as it is known within `wait_s` seconds."""
-        return self.whois.wait(caller.client, wait_s) if caller.tailnet and caller.client else None
-
-    def proves(self, caller: Caller) -> bool:
-        """Whether no tailnet peer could have sent this (in userspace mode netstack takes it to any loopback port).
-
-        Called once a request: it counts the forged and the unproven.
-        """
-        proven = not self.whois.userspace or caller.unix or not caller.vouched
-        self.heartbeat.forged += caller.forged
-        self.heartbeat.unproven += not proven and caller.login is not None
-        return proven
+    def count(self, who: Who) -> None:
+        """Called once a request: what was forged in it, and what was believed without proof."""
+        if who.forged is not None:
+            self.heartbeat.forged[who.forged] += 1
+            if not who.caller.vouched:
+                self._peers.doubt()
+        self.heartbeat.unproven += not who.proven and who.caller.login is not None
 
     def remote(self, headers: Headers) -> Context | None:
         """The caller's trace context, by the propagators of `OTEL_PROPAGATORS`; None where none was sent."""
@@ -91,7 +100,7 @@ class Recorder:
         decision = self.sampler.should_sample(remote, trace_id, "request", SpanKind.SERVER).decision
         return SAMPLED if decision is Decision.RECORD_AND_SAMPLE else TraceFlags(TraceFlags.DEFAULT)
 
-    def can_annotate(self, span: Any) -> bool:
+    def can_annotate(self, span: Any, request: "Request") -> bool:
         """Whether this recording span's owner is the SDK, whose provider then hands its SERVER spans to us as well."""
         owner: Any = getattr(span, "_span_processor", None)
         if not hasattr(owner, "add_span_processor"):
@@ -102,5 +111,6 @@ class Recorder:
         if id(owner) not in self._owners:
             owner.add_span_processor(self._annotated)
             self._owners.add(id(owner))
-        self._annotated.expected.add(span.get_span_context().span_id)
+            self.follow(span.resource)
+        self._annotated.expected[span.get_span_context().span_id] = request
         return True

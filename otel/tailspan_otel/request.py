@@ -16,6 +16,7 @@ from tailspan_otel.describe import attributes_of, span_of
 from tailspan_otel.heartbeat import IDS, SAMPLED
 from tailspan_otel.identity import Caller
 from tailspan_otel.recorder import Recorder
+from tailspan_otel.resolve import Who
 
 log = logging.getLogger("tailspan")
 
@@ -52,7 +53,7 @@ class Request:
         self.start_ns = time.time_ns()
         self._clock = time.perf_counter_ns()
         self.recorder = recorder
-        self.foreign = foreign if foreign is not None and recorder.can_annotate(foreign) else None
+        self.foreign = foreign if foreign is not None and recorder.can_annotate(foreign, self) else None
         self._scope: Scope | None = scope
         self._root_path: str = scope.get("root_path", "")
         self.path: str = scope["path"]
@@ -62,12 +63,18 @@ class Request:
         self.websocket = scope["type"] == "websocket"
         self.client: tuple[str, int] | None = scope.get("client")
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        # asked while it is open: of one that is closed tailscaled knows nothing any more
+        self.connection = recorder.whois.connection(self.client) if recorder.whois.userspace else None
         if self.foreign is not None:
-            recorder.node(self.caller)  # asked now, so that the answer is there when the response starts
+            self.who(0)  # asked now, so that the answer is there when the response starts
 
     @cached_property
     def caller(self) -> Caller:
         return self.recorder.identify(self.client, self.headers)
+
+    def who(self, wait_s: float) -> Who:
+        """The caller, as far as it is known within `wait_s` seconds."""
+        return self.recorder.resolve(self.caller, self.connection, wait_s)
 
     def enter(self, around: Context) -> Context:
         """The context the app runs in, where what it opens lies below the request's span."""
@@ -130,7 +137,7 @@ class Request:
             self.route = route.template(self._scope or {}, self._root_path)
             self._scope = None
             if self.foreign is not None:
-                self.foreign.set_attributes(attributes_of(self, 0))
+                self.foreign.set_attributes(attributes_of(self, self.who(0)))
         except Exception:  # a span must never cost the request that it is about
             log.exception("tailspan could not describe a request")
 

@@ -5,18 +5,22 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, Full, Queue
 from typing import Final, NamedTuple
 
-from tailspan_otel.localapi import LocalAPI, NoAnswer, Node
+from tailspan_otel.localapi import LateAnswer, LocalAPI, Mode, NoAnswer
+from tailspan_otel.node import Node
 
 FRESH_S: Final = 25.0  # then asked again, while the old answer is still used
 STALE_S: Final = 50.0  # then forgotten: a rename or a new tag is followed within a minute
 NOBODY_S: Final = 5.0  # "no such node" is believed this long: the next may be joining now
-AWAY_S: Final = 2.0  # a tailscaled that did not answer, or slowly, is left alone this long
-SLOW_S: Final = 0.2
+DOUBTED_S: Final = 1.0  # an answer that a request's headers contradict is asked for again where it is older
+AWAY_S: Final = 2.0  # a tailscaled that is not there is left alone this long
+MISSED_S: Final = 1.0  # so is its lock, which it held for 180 ms to find no connection
 WAIT_S: Final = 0.25  # the longest a finished request's span waits for a name
+PATIENCE_S: Final = 0.5  # the longest that the spans of one second wait for names, all together
 STATUS_S: Final = 60.0
 MAX_ADDRESSES: Final = 10_000
 MAX_WAITING: Final = 1_000
@@ -25,20 +29,34 @@ log = logging.getLogger("tailspan")
 
 
 class _Answer(NamedTuple):
+    at: float
     fresh_until: float
     known_until: float
     node: Node | None
 
 
-_NONE = _Answer(0.0, 0.0, None)
+_NONE = _Answer(0.0, 0.0, 0.0, None)
+
+
+class Connection:
+    """The connection of one request: did it come straight from the tailnet, through tailscaled's own network stack?"""
+
+    __slots__ = ("answered", "node", "peer")
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer  # its other end, as `127.0.0.1:48268`
+        self.answered = False
+        self.node: Node | None = None  # whose it is; None for one that Serve or a process of this machine opened
 
 
 class Whois:
     """tailscaled's answers, kept for under a minute. One daemon thread asks; the request's path only looks.
 
     `userspace` says whether tailscaled runs without a TUN device (`TUN: false` in its status); unreadable counts as TUN
-    unless the owner said otherwise.
+    unless the owner said otherwise. `own` are the addresses of this machine.
     """
+
+    own: frozenset[str] = frozenset()
 
     def __init__(self, socket: str, *, userspace: bool | None = None) -> None:
         self.userspace = bool(userspace)
@@ -46,13 +64,15 @@ class Whois:
         self._tailscaled = LocalAPI(socket)
         self._known: OrderedDict[str, _Answer] = OrderedDict()
         self._away_until = 0.0
+        self._missed = float("-inf")  # when a connection was last looked for in vain
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        self._questions: Queue[str] = Queue(MAX_WAITING)
+        self._questions: Queue[str | Connection] = Queue(MAX_WAITING)
         self._asked: set[str] = set()
         self._news = threading.Condition()
+        self._patience = _Patience()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -65,7 +85,7 @@ class Whois:
         """(whether it is known who has the address, who); asks in the background where it is not, or not for long."""
         answer = self._known.get(address, _NONE)
         now = time.monotonic()
-        if now > answer.fresh_until and address not in self._asked and now >= self._away_until:
+        if now > answer.fresh_until:
             self._ask(address)
         known = now < answer.known_until
         return known, answer.node if known else None
@@ -73,51 +93,116 @@ class Whois:
     def wait(self, address: str, seconds: float) -> Node | None:
         """Who has the address, as far as it is known within `seconds`. Not for the request's path."""
         known, node = self.peek(address)
-        if known or seconds <= 0 or address not in self._asked:
+        if known or not self._wait(lambda: address not in self._asked, seconds):
             return node
-        with self._news:
-            self._news.wait_for(lambda: address not in self._asked, seconds)
         return self.peek(address)[1]
 
+    def again(self, address: str, seconds: float) -> Node | None:
+        """The same, by an answer of the last second. Not for the request's path."""
+        if time.monotonic() > self._known.get(address, _NONE).at + DOUBTED_S:
+            self._ask(address)
+            self._wait(lambda: address not in self._asked, seconds)
+        return self.peek(address)[1]
+
+    def connection(self, client: tuple[str, int] | None) -> Connection | None:
+        """Asks in the background whether that connection came past Serve; None where it cannot have, or is not known.
+
+        Only in userspace mode, which hands a tailnet peer's connection on to any port of 127.0.0.1.
+        """
+        if client is None or not self.userspace or not client[1] or client[0] not in ("127.0.0.1", "::ffff:127.0.0.1"):
+            return None
+        asked = Connection(f"127.0.0.1:{client[1]}")
+        return asked if self._put(asked) else None
+
+    def settled(self, connection: Connection, seconds: float) -> Node | None:
+        """Whose connection it is, as far as it is known within `seconds`. Not for the request's path."""
+        self._wait(lambda: connection.answered, seconds)
+        return connection.node
+
+    def _wait(self, done: Callable[[], bool], seconds: float) -> bool:
+        """Whether it is done by then. Sending goes on without a name where the second's patience is at its end."""
+        if done() or seconds <= 0:
+            return done()
+        with self._news:
+            began = time.monotonic()
+            answered = self._news.wait_for(done, min(seconds, self._patience.left(began)))
+            self._patience.spend(time.monotonic() - began)
+        return answered
+
     def _ask(self, address: str) -> None:
-        self.start()
-        try:
-            self._asked.add(address)
-            self._questions.put_nowait(address)
-        except Full:
+        if address in self._asked:
+            return
+        self._asked.add(address)
+        if not self._put(address):
             self._asked.discard(address)
+
+    def _put(self, question: str | Connection) -> bool:
+        if time.monotonic() < self._away_until:
+            return False
+        self.start()
+        with suppress(Full):
+            self._questions.put_nowait(question)
+            return True
+        return False
 
     def _run(self) -> None:
         questions, tailscaled, status_due = self._questions, self._tailscaled, 0.0
         while True:
             if time.monotonic() >= status_due:
                 with suppress(NoAnswer):
-                    userspace = tailscaled.is_userspace()
-                    self.userspace = userspace if self._said is None else self._said
+                    self._learn(tailscaled.mode())
                 status_due = time.monotonic() + STATUS_S
             try:
-                address = questions.get(timeout=STATUS_S)
+                question = questions.get(timeout=STATUS_S)
             except Empty:
                 continue
             if time.monotonic() >= self._away_until:
-                self._look_up(tailscaled, address)
+                self._answer(tailscaled, question)
             with self._news:
-                self._asked.discard(address)
+                if isinstance(question, Connection):
+                    question.answered = True
+                else:
+                    self._asked.discard(question)
                 self._news.notify_all()
 
-    def _look_up(self, tailscaled: LocalAPI, address: str) -> None:
-        asked = time.monotonic()
+    def _learn(self, mode: Mode) -> None:
+        self.own = mode.own
+        self.userspace = mode.userspace if self._said is None else self._said
+
+    def _answer(self, tailscaled: LocalAPI, question: str | Connection) -> None:
         try:
-            node = tailscaled.whois(address)
+            if isinstance(question, str):
+                self._keep(question, tailscaled.whois(question))
+            elif time.monotonic() >= self._missed + MISSED_S:
+                question.node = tailscaled.whois(question.peer)
+                if question.node is None:
+                    self._missed = time.monotonic()
+        except LateAnswer as problem:  # the next may be in time: who waits has a limit anyway
+            log.debug("%s", problem)
         except NoAnswer as problem:
             self._away_until = time.monotonic() + AWAY_S
             log.debug("%s", problem)
-            return
+
+    def _keep(self, address: str, node: Node | None) -> None:
         now = time.monotonic()
-        if now - asked > SLOW_S:  # a crowd of new addresses would hold up the sending, one after the other
-            self._away_until = now + AWAY_S
         fresh, known = (FRESH_S, STALE_S) if node else (NOBODY_S, NOBODY_S)
-        self._known[address] = _Answer(now + fresh, now + known, node)
+        self._known[address] = _Answer(now, now + fresh, now + known, node)
         self._known.move_to_end(address)
         if len(self._known) > MAX_ADDRESSES:
             self._known.popitem(last=False)
+
+
+class _Patience:
+    """Seconds that may still be waited: half of each second that passes, and no more than that at once."""
+
+    def __init__(self) -> None:
+        self._left = PATIENCE_S
+        self._at = time.monotonic()
+
+    def left(self, now: float) -> float:
+        self._left = min(PATIENCE_S, self._left + (now - self._at) * PATIENCE_S)
+        self._at = now
+        return max(0.0, self._left)
+
+    def spend(self, seconds: float) -> None:
+        self._left -= seconds

@@ -1,4 +1,4 @@
-"""What the app under test really talks to: an OTLP receiver, a tailscaled, and a uvicorn in front of it."""
+"""What the app under test really talks to: an OTLP receiver, and a uvicorn in front of it."""
 
 import atexit
 import gzip
@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import ThreadingMixIn, UnixStreamServer
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import uvicorn
@@ -169,53 +167,6 @@ class _Export(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(self.server.body)))
         self.end_headers()
         self.wfile.write(self.server.body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
-
-
-class Tailscaled(ThreadingMixIn, UnixStreamServer):
-    """Replays captured LocalAPI answers on a unix socket; as strict about its callers as the real one."""
-
-    daemon_threads = True
-
-    def __init__(self, path: Path, *, tun: bool = True) -> None:
-        super().__init__(str(path), _LocalAPI)
-        self.status = {**json.loads((FIXTURES / "status.json").read_text()), "TUN": tun}
-        self.nodes: dict[str, dict[str, Any]] = {}
-        for file in FIXTURES.glob("whois-*.json"):
-            answer = json.loads(file.read_text())
-            self.nodes |= {address.partition("/")[0]: answer for address in answer["Node"]["Addresses"]}
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class _LocalAPI(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Tailscaled
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        if self.headers["Host"] != "local-tailscaled.sock" or {"Origin", "Referer"} & set(self.headers):
-            self._answer(403, "invalid localapi request")
-        elif url.path == "/localapi/v0/status":
-            self._answer(200, json.dumps(self.server.status))
-        elif node := self.server.nodes.get(parse_qs(url.query)["addr"][0]):
-            self._answer(200, json.dumps(node))
-        else:
-            self._answer(404, "no match for IP:port")
-
-    def _answer(self, status: int, text: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text.encode())))
-        self.end_headers()
-        self.wfile.write(text.encode())
 
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""

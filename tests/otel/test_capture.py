@@ -349,7 +349,7 @@ def test_trusted_peers_are_given_as_text_or_one_by_one(peers: str | list[str], k
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("TAILSPAN_TRUSTED_PEERS", "nginx"), ("TAILSPAN_USERSPACE", "perhaps")]
+    ("variable", "value"), [("TAILSPAN_TRUSTED_PEERS", "172.18.0.300"), ("TAILSPAN_USERSPACE", "perhaps")]
 )
 def test_a_wrong_setting_is_refused_with_its_value(
     variable: str, value: str, kept: Kept, monkeypatch: pytest.MonkeyPatch

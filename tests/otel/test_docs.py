@@ -16,5 +16,5 @@ def test_every_attribute_is_documented() -> None:
 def test_the_package_in_other_peoples_services_stays_tiny() -> None:
     project = tomllib.loads((ROOT / "otel/pyproject.toml").read_text())["project"]
     names = [dependency.partition(">")[0] for dependency in project["dependencies"]]
-    assert names == ["opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "httpx"]
+    assert names == ["opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"]
     assert list(project["optional-dependencies"]) == ["fastapi"]

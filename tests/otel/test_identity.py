@@ -7,12 +7,27 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tailspan_otel.identity import Caller, Headers, Identify, decoded, guess, is_tailnet
+from tailspan_otel.peers import Peers
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 PROXY = ("127.0.0.1", 48268)
 SERVE: Headers = {
     b"tailscale-user-login": b"alice@example.com",
     b"tailscale-user-name": b"Alice Architect",
+    b"x-forwarded-for": b"100.64.0.2",
+}
+NGINX_AUTH: Headers = {
+    b"tailscale-user": b"alice@example.com",
+    b"tailscale-login": b"alice",
+    b"tailscale-name": b"Alice Architect",
+    b"tailscale-tailnet": b"example.com",
+    b"tailscale-profile-picture": b"",
+    b"x-forwarded-for": b"100.64.0.2",
+}
+WEBAUTH: Headers = {  # the same as nginx-auth's README passes it on
+    b"x-webauth-user": b"alice@example.com",
+    b"x-webauth-login": b"alice",
+    b"x-webauth-name": b"Alice Architect",
     b"x-forwarded-for": b"100.64.0.2",
 }
 
@@ -26,7 +41,9 @@ def captured(name: str) -> Headers:
 def read(client: tuple[str, int] | None, headers: Headers) -> dict[str, Any]:
     """What differs from a caller of whom nothing is known."""
     nothing = asdict(Caller("unknown"))
-    return {key: value for key, value in asdict(Identify()(client, headers)).items() if value != nothing[key]}
+    return {
+        key: value for key, value in asdict(Identify(Peers().trusts)(client, headers)).items() if value != nothing[key]
+    }
 
 
 PERSON = {"kind": "person", "source": "serve_header", "tailnet": True}
@@ -42,7 +59,11 @@ ZOE = {**PERSON, "login": "zoe@example.com", "full_name": "Zoë Müller 漢字",
         (PROXY, captured("serve-http-ci-runner"), {"peer": "127.0.0.1", "client": "100.64.0.4", "tailnet": True}),
         (None, captured("serve-unix-alice"), {**ALICE, "unix": True}),
         (("100.64.0.2", 0), captured("serve-http-alice-laptop"), ALICE),  # uvicorn put the caller in the peer's place
-        (("9.9.9.9", 0), {**SERVE, b"x-forwarded-for": b"9.9.9.9, 100.64.0.2"}, ALICE),  # and believed the left-most
+        (
+            ("9.9.9.9", 0),
+            {**SERVE, b"x-forwarded-for": b"9.9.9.9, 100.64.0.2"},  # and believed the left-most
+            {**ALICE, "forged": "rewritten"},
+        ),
         (("::1", 5), SERVE, {**ALICE, "peer": "::1"}),
         (("::ffff:127.0.0.1", 5), SERVE, {**ALICE, "peer": "::ffff:127.0.0.1"}),
         (PROXY, {**SERVE, b"x-forwarded-for": b"::ffff:100.64.0.2"}, {**ALICE, "peer": "127.0.0.1"}),
@@ -52,6 +73,44 @@ ZOE = {**PERSON, "login": "zoe@example.com", "full_name": "Zoë Müller 漢字",
             {"peer": "127.0.0.1", "client": "fd7a:115c:a1e0::3", "tailnet": True},
         ),
         (PROXY, {**SERVE, b"x-forwarded-for": b"1.2.3.4, 100.64.0.2, 127.0.0.1"}, {**ALICE, "peer": "127.0.0.1"}),
+        (
+            PROXY,
+            {**SERVE, b"x-forwarded-for": b"100.64.0.9, 100.64.0.2"},  # a tailnet address that nobody vouches for
+            {**ALICE, "peer": "127.0.0.1", "forged": "forwarded"},
+        ),
+        (PROXY, {**SERVE, b"x-forwarded-for": b"100.64.0.2, 100.64.0.2"}, {**ALICE, "peer": "127.0.0.1"}),
+        (PROXY, {b"x-real-ip": b"100.64.0.2"}, {"peer": "127.0.0.1", "client": "100.64.0.2", "tailnet": True}),
+        (PROXY, {**SERVE, b"x-real-ip": b"100.64.0.9"}, {**ALICE, "peer": "127.0.0.1"}),  # Serve passes on the caller's
+        (PROXY, NGINX_AUTH, {**ALICE, "source": "nginx_auth", "peer": "127.0.0.1"}),
+        (PROXY, WEBAUTH, {**ALICE, "source": "nginx_auth", "peer": "127.0.0.1"}),
+        (
+            PROXY,
+            {**WEBAUTH, b"x-webauth-name": "Zoë".encode()},  # nginx-auth encodes nothing
+            {**ALICE, "source": "nginx_auth", "peer": "127.0.0.1", "full_name": "Zoë"},
+        ),
+        (
+            PROXY,
+            {name: value for name, value in WEBAUTH.items() if name != b"x-webauth-login"},  # some other login
+            {"peer": "127.0.0.1", "client": "100.64.0.2", "tailnet": True},
+        ),
+        (PROXY, {**SERVE, **NGINX_AUTH}, {**ALICE, "peer": "127.0.0.1"}),
+        (
+            PROXY,
+            {**SERVE, b"tailscale-user": b"ceo@example.com"},  # one of the two was written by the caller
+            {"peer": "127.0.0.1", "client": "100.64.0.2", "tailnet": True, "forged": "contradicted"},
+        ),
+        (PROXY, {**SERVE, b"tailscale-user-login": b"nomail"}, {**ALICE, "login": "nomail", "peer": "127.0.0.1"}),
+        (
+            ("100.64.0.9", 4000),
+            NGINX_AUTH,
+            {
+                "peer": "100.64.0.9",
+                "client": "100.64.0.9",
+                "tailnet": True,
+                "vouched": False,
+                "forged": "untrusted",
+            },
+        ),
         (
             PROXY,
             {b"tailscale-funnel-request": b"?1", b"x-forwarded-for": b"203.0.113.9"},
@@ -65,17 +124,23 @@ ZOE = {**PERSON, "login": "zoe@example.com", "full_name": "Zoë Müller 漢字",
         (
             ("127.0.0.2", 4000),
             SERVE,
-            {"peer": "127.0.0.2", "client": "127.0.0.2", "vouched": False, "forged": True},
+            {"peer": "127.0.0.2", "client": "127.0.0.2", "vouched": False, "forged": "untrusted"},
         ),
         (
             ("100.64.0.9", 4000),
             {b"tailscale-user-login": b"ceo@example.com"},
-            {"peer": "100.64.0.9", "client": "100.64.0.9", "tailnet": True, "vouched": False, "forged": True},
+            {"peer": "100.64.0.9", "client": "100.64.0.9", "tailnet": True, "vouched": False, "forged": "untrusted"},
         ),
         (
             ("100.64.0.9", 4000),
             {b"x-forwarded-for": b"100.64.0.2"},
-            {"peer": "100.64.0.9", "client": "100.64.0.9", "tailnet": True, "vouched": False},
+            {
+                "peer": "100.64.0.9",
+                "client": "100.64.0.9",
+                "tailnet": True,
+                "vouched": False,
+                "forged": "forwarded",
+            },
         ),
         (("testclient", 50000), {}, {"peer": "testclient", "client": "testclient", "vouched": False}),
         (
@@ -92,15 +157,13 @@ def test_who_a_request_says_is_calling(
 
 
 def test_a_trusted_network_replaces_the_default() -> None:
-    from ipaddress import ip_network
-
-    identify = Identify((ip_network("172.18.0.5/32"),))
+    identify = Identify(Peers(["172.18.0.5"]).trusts)
     assert identify(("172.18.0.5", 4000), SERVE).login == "alice@example.com"
-    assert identify(PROXY, SERVE).forged
+    assert identify(PROXY, SERVE).forged == "untrusted"
 
 
 def test_identity_is_of_the_request_not_of_the_connection() -> None:
-    identify = Identify()
+    identify = Identify(Peers().trusts)
     logins = [
         identify(PROXY, captured(f"serve-http-{who}")).login for who in ("alice-laptop", "zoe-phone", "ci-runner")
     ]
@@ -177,7 +240,7 @@ untrusted = st.sampled_from(["127.0.0.2", "100.64.0.9", "192.168.1.7", "fd7a:115
 @given(untrusted, st.integers(1, 65535), headers_of_any_bytes)
 @example("127.0.0.2", 1, dict(SERVE))
 def test_no_header_gives_an_untrusted_peer_an_identity(host: str, port: int, headers: Headers) -> None:
-    caller = Identify()((host, port), headers)
+    caller = Identify(Peers().trusts)((host, port), headers)
     assert (caller.kind, caller.login, caller.full_name, caller.source) == ("unknown", None, None, "none")
     assert caller.client in (host, host.lower())
 
@@ -185,5 +248,5 @@ def test_no_header_gives_an_untrusted_peer_an_identity(host: str, port: int, hea
 @settings(max_examples=500)
 @given(st.sampled_from([PROXY, None, ("100.64.0.2", 0)]), headers_of_any_bytes)
 def test_no_header_makes_a_trusted_peers_request_raise(client: tuple[str, int] | None, headers: Headers) -> None:
-    caller = Identify()(client, headers)
+    caller = Identify(Peers().trusts)(client, headers)
     assert caller.login is None or caller.login.isprintable()

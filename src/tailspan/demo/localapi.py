@@ -2,15 +2,44 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
 from types import TracebackType
-from typing import Final
-from urllib.parse import parse_qs, urlsplit
+from typing import Final, NamedTuple
+from urllib.parse import parse_qs, quote, urlsplit
 
 CAPTURES: Final = Path(__file__).with_name("captures")
 HOSTS: Final = ("local-tailscaled.sock", "")
+
+
+class Question(NamedTuple):
+    """A GET of LocalAPI."""
+
+    target: str
+    headers: dict[str, str]
+
+
+def questions(known: str, unknown: str) -> list[Question]:
+    """Every kind of question it answers, about an address that a capture has and one that none has.
+
+    Status, content type and body of each answer are to be a real tailscaled's. Of `127.0.0.1:port` only what finds
+    nothing is asked.
+    """
+    whois = [known, f"{known}:443", unknown, f"{unknown}:443", "127.0.0.1:5", f"::ffff:{known}", "nonsense", ""]
+    about = f"/localapi/v0/whois?addr={quote(known)}"
+    return [
+        Question("/localapi/v0/status?peers=false", {}),
+        *(Question(f"/localapi/v0/whois?addr={quote(address)}&proto=tcp", {}) for address in whois),
+        Question("/localapi/v0/whois", {}),
+        Question("/localapi/v0/nothing", {}),
+        *(
+            Question(about, headers)
+            for headers in ({}, {"Host": "localhost"}, {"Origin": "http://x"}, {"Referer": "http://x/"})
+        ),
+    ]
 
 
 class LocalAPI:
@@ -18,21 +47,28 @@ class LocalAPI:
 
     `with LocalAPI(socket) as tailscaled`; `tailscaled.asked` lists the path and query of each request so far. An
     address that no capture has gets tailscaled's own 404, a browser's header or another Host its 403.
+
+    What it answers may be changed at any time: `status`, `whois` (a body by address), `connections` (a body by the
+    `127.0.0.1:port` that tailscaled's own network stack connects from). `miss_s` is how long its lock is held, which
+    every whois waits for, where an address with a port is looked for in vain: 0.18 in a real one.
     """
 
     def __init__(self, socket: Path, captures: Path = CAPTURES) -> None:
         self.asked: list[str] = []
-        self._status = (captures / "status.json").read_bytes()
-        self._whois = {
+        self.status = (captures / "status.json").read_bytes()
+        self.whois = {
             network.partition("/")[0]: content
             for content in (file.read_bytes() for file in sorted(captures.glob("whois-*.json")))
             for network in json.loads(content)["Node"]["Addresses"]
         }
+        self.connections: dict[str, bytes] = {}
+        self.miss_s = 0.0
+        self._lock = threading.Lock()
         self._socket = socket
         socket.unlink(missing_ok=True)  # of one that was killed
         self._server = _Server(str(socket), _Handler)
         self._server.api = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="localapi", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="localapi", daemon=True)
 
     def __enter__(self) -> "LocalAPI":
         self._thread.start()
@@ -48,26 +84,34 @@ class LocalAPI:
         self.asked.append(target)
         url = urlsplit(target)
         if url.path == "/localapi/v0/status":
-            return 200, self._status
+            return 200, self.status
         if url.path != "/localapi/v0/whois":
             return 404, b"404 page not found\n"
-        address = parse_qs(url.query).get("addr", [""])[0]
-        if not address:
+        asked = parse_qs(url.query).get("addr", [""])[0]
+        if not asked:
             return 400, b"missing 'addr' parameter\n"
-        found = self._whois.get(_without_port(address))
+        address, has_port = _parted(asked)
+        try:
+            ip_address(address)
+        except ValueError:
+            return 400, b"invalid 'addr' parameter\n"
+        with self._lock:
+            found = self.whois.get(address) or self.connections.get(asked)
+            time.sleep(self.miss_s if found is None and has_port else 0)
         return (404, b"no match for IP:port\n") if found is None else (200, found)
 
 
-def _without_port(address: str) -> str:
-    """tailscaled, too, ignores the port of a tailnet address."""
-    if address.startswith("["):
-        return address[1 : address.find("]")]
-    return address.partition(":")[0] if address.count(":") == 1 else address
+def _parted(asked: str) -> tuple[str, bool]:
+    """The address, and whether it has a port, which tailscaled ignores of a tailnet address."""
+    if asked.startswith("["):
+        return asked[1 : asked.find("]")], True
+    return (asked.partition(":")[0], True) if asked.count(":") == 1 else (asked, False)
 
 
 class _Server(ThreadingUnixStreamServer):
     api: LocalAPI
     daemon_threads = True
+    request_queue_size = 128
 
 
 class _Handler(BaseHTTPRequestHandler):
