@@ -121,6 +121,7 @@ class Visited:
             "last_request": newest,
             "stopped": True,
             "forged": 1,
+            "forged_kinds": {"untrusted": 1},
             "unproven": 0,
             "dropped": 0,
             "open_requests": 0,

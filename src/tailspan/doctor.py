@@ -25,6 +25,31 @@ from tailspan.span import OWN_SERVICE
 SILENT_S: Final = 60.0  # four beats of a service
 
 
+# kind of forgery (docs/attributes.md) → what was seen, what to do
+FORGED: Final[dict[str, tuple[str, str | None]]] = {
+    "untrusted": (
+        "carried identity headers from an untrusted peer",
+        "If it is your proxy: TAILSPAN_TRUSTED_PEERS.",
+    ),
+    "bypass": (
+        "came past Serve with headers of their own",
+        "Let Serve forward to a unix socket: tailscaled is in userspace mode.",
+    ),
+    "contradicted": (
+        "carried identity headers that tailscaled contradicts",
+        "A proxy passes them on. In nginx: proxy_set_header Tailscale-User-Login ''; and so for each.",
+    ),
+    "rewritten": (
+        "wrote their address themselves, and uvicorn believed it",
+        "Name the proxy in FORWARDED_ALLOW_IPS: it is '*'.",
+    ),
+    "forwarded": (
+        "named a tailnet address in X-Forwarded-For that nobody vouches for",
+        "If it is your proxy's: TAILSPAN_TRUSTED_PEERS.",
+    ),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One link of the chain. `state`: ok, look (nothing is broken, but somebody should know), broken."""
@@ -93,11 +118,6 @@ def _service(service: dict[str, Any]) -> Iterator[Finding]:
             "The server was away for long, or the service is too busy.",
         ),
         (
-            "forged",
-            "requests carried identity headers from an untrusted peer",
-            "If it is your proxy: TAILSPAN_TRUSTED_PEERS.",
-        ),
-        (
             "unproven",
             "requests were believed without proof",
             "Let Serve forward to a unix socket: tailscaled is in userspace mode.",
@@ -105,6 +125,11 @@ def _service(service: dict[str, Any]) -> Iterator[Finding]:
     ):
         if service[count]:
             yield Finding(link, "look", f"{service[count]} {meaning} in the last 24 hours", fix)
+    kinds = service["forged_kinds"]
+    for kind, count in (kinds | {"other": service["forged"] - sum(kinds.values())}).items():
+        if count > 0:
+            meaning, what_to_do = FORGED.get(kind, ("claimed what only a trusted proxy may say", None))
+            yield Finding(link, "look", f"{count} requests {meaning} in the last 24 hours", what_to_do)
 
 
 def _received(received: dict[str, Any]) -> Iterator[Finding]:

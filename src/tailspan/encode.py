@@ -117,6 +117,7 @@ def _beat(beat: Heartbeat) -> OtlpSpan:
         end_time_unix_nano=beat.end_ns,
         attributes=_pairs(
             {
+                names.FORGED_KINDS: beat.forged_kinds,
                 names.KIND: "heartbeat",
                 names.SOURCE: "live",
                 names.SCHEMA: names.SCHEMA_VERSION,

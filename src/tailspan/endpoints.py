@@ -58,6 +58,7 @@ SOURCES_EXAMPLE = [
                 "last_heartbeat": "2025-10-08T14:32:16.004Z",
                 "stopped": False,
                 "forged": 0,
+                "forged_kinds": {},
                 "unproven": 0,
                 "dropped": 0,
                 "open_requests": 0,

@@ -103,7 +103,7 @@ BEATS: Final = f"""
         f"coalesce(try_cast({_json(f'tailspan.{name}')} AS BIGINT), 0) AS {name}"
         for name in ("forged", "unproven", "dropped", "open_requests")
     )
-}
+}, {_json("tailspan.forged.kinds")} AS forged_kinds
     FROM stream_attributes
     JOIN (SELECT series, at_ns, trace_state FROM stream_trace_state) USING (series, at_ns)
     JOIN (SELECT series, at_ns, end_time_unix_nano FROM stream_end_time_unix_nano) USING (series, at_ns)

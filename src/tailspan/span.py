@@ -4,6 +4,9 @@ Every way in makes these, every store keeps them, every answer is read from them
 dataclasses: an immutable record just the same, made and taken apart in C at the rate spans arrive.
 """
 
+import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -63,6 +66,7 @@ class Span(NamedTuple):
         return self.node or (f"{self.guess} (?)" if self.guess else None)
 
 
+FORGED_KINDS = re.compile(r"[a-z]{1,20}=[0-9]{1,9}(,[a-z]{1,20}=[0-9]{1,9}){0,9}")  # all that is kept of such a text
 OWN_SERVICE = "tailspan"  # the server among the services: its viewers are recorded like anybody's users
 OWN = Span._fields[: Span._fields.index("service")]  # the fields that differ from span to span
 ABOUT = Span._fields[len(OWN) :]
@@ -81,10 +85,11 @@ class Heartbeat(NamedTuple):
     service: str
     environment: str | None
     stopped: bool  # a clean stop: silence after it is no outage
-    forged: int  # requests whose identity headers came from an untrusted peer
+    forged: int  # requests in which somebody claimed what only a trusted proxy may say
     unproven: int  # requests whose identity headers were believed without proof
     dropped: int  # spans the service lost
     open_requests: int  # requests open for over a minute: websockets, streams
+    forged_kinds: str | None = None  # how many of `forged` were of which kind, as in "bypass=1,untrusted=2"
 
 
 class Device(NamedTuple):
@@ -100,3 +105,12 @@ class Device(NamedTuple):
     source: str  # whois | status | device_list | as a span's identity_source
     from_ns: int
     to_ns: int | None  # exclusive; None while it holds
+
+
+def by_kind(texts: Iterable[str | None]) -> dict[str, int]:
+    """The sums of what heartbeats' `forged_kinds` say."""
+    counts: Counter[str] = Counter()
+    for pair in ",".join(filter(None, texts)).split(","):
+        kind, _, count = pair.partition("=")
+        counts[kind] += int(count or 0)
+    return dict(sorted((kind, count) for kind, count in counts.items() if count))

@@ -292,6 +292,23 @@ def test_doctor_names_the_broken_link_and_its_fix(
     assert findings[link]["fix"]
 
 
+def test_doctor_tells_of_each_kind_of_forgery_and_its_fix(start: Start) -> None:
+    server = start()
+    counts: dict[str, Any] = {"forged": 4, "forged.kinds": "contradicted=1,untrusted=2", "unproven": 0}
+    server.deliver(span(1, ago=2), beat(2, ago=1, **counts))
+    ended = run("doctor", "--json", TAILSPAN_URL=server.url)
+    found = {one["message"]: one["fix"] for one in json.loads(ended.stdout) if "requests" in one["message"]}
+    assert found == {
+        "1 requests carried identity headers that tailscaled contradicts in the last 24 hours": (
+            "A proxy passes them on. In nginx: proxy_set_header Tailscale-User-Login ''; and so for each."
+        ),
+        "2 requests carried identity headers from an untrusted peer in the last 24 hours": (
+            "If it is your proxy: TAILSPAN_TRUSTED_PEERS."
+        ),
+        "1 requests claimed what only a trusted proxy may say in the last 24 hours": None,
+    }
+
+
 def test_doctor_warns_where_everybody_is_a_proxy(start: Start) -> None:
     findings = _doctor(0, TAILSPAN_URL=start().url, FORWARDED_ALLOW_IPS="*")
     assert findings["trust"]["state"] == "look"

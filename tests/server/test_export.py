@@ -31,7 +31,9 @@ from tests.server.views import view
 
 AnyRecord = TypeVar("AnyRecord", Span, Heartbeat)
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
-BEAT = Heartbeat(b"h" * 16, b"h" * 8, NOW_NS, NOW_NS + 60 * SECOND, "dashboard", "prod", True, 1, 2, 3, 4)
+BEAT = Heartbeat(
+    b"h" * 16, b"h" * 8, NOW_NS, NOW_NS + 60 * SECOND, "dashboard", "prod", True, 1, 2, 3, 4, "untrusted=1"
+)
 
 
 def kept(database: Path) -> tuple[list[Span], list[Heartbeat], list[Any]]:

@@ -298,9 +298,9 @@ def test_a_heartbeat_replaces_the_stored_one_only_when_it_ends_later(client: Tes
         client.post(
             "/v1/traces", json=export(beat(1, ago=ago, length=75 - ago, dropped=dropped, open_requests=dropped))
         )
-    both = export(
-        beat(1, ago=10, length=65, dropped=4, forged=1), beat(1, ago=5, length=70, stopped=True, dropped=5, forged=2)
-    )
+    kinds = {"forged.kinds": "bypass=2,untrusted=1"}
+    last = beat(1, ago=5, length=70, stopped=True, dropped=5, forged=3, **kinds)
+    both = export(beat(1, ago=10, length=65, dropped=4, forged=1), last)
     [source] = client.get("/healthz").json()["sources"]
     assert [(one["last_heartbeat"], one["dropped"]) for one in source["services"]] == [("2026-03-01T11:59:45.000Z", 3)]
     client.post("/v1/traces", json=both)
@@ -312,7 +312,8 @@ def test_a_heartbeat_replaces_the_stored_one_only_when_it_ends_later(client: Tes
             "last_request": None,
             "last_heartbeat": "2026-03-01T11:59:55.000Z",
             "stopped": True,
-            "forged": 2,
+            "forged": 3,
+            "forged_kinds": {"bypass": 2, "untrusted": 1},
             "unproven": 0,
             "dropped": 5,
             "open_requests": 0,

@@ -21,6 +21,7 @@ OK = {
             "last_heartbeat": None,
             "stopped": False,
             "forged": 0,
+            "forged_kinds": {},
             "unproven": 0,
             "dropped": 0,
             "open_requests": 0,

@@ -524,7 +524,7 @@ def test_the_configuration_speaks_of_the_same_names_and_paths_as_the_code() -> N
     stored = set(re.findall(r'"([^"]+)"', kept))
     of_resource = {names.SERVICE, names.ENVIRONMENT}
     assert stored | of_resource == {*EVERY_TAG, *FIELDS} | {
-        *(names.STOPPED, names.FORGED, names.UNPROVEN, names.DROPPED, names.OPEN_REQUESTS)
+        *(names.STOPPED, names.FORGED, names.FORGED_KINDS, names.UNPROVEN, names.DROPPED, names.OPEN_REQUESTS)
     }
     dimensions = re.findall(
         r"^      - ([a-z._]+)$", CONFIG.partition("span_dimensions:")[2].partition("sending")[0], re.M

@@ -168,6 +168,7 @@ BEATS: Final = [
         0,
         1,
         2,
+        f"bypass={n},untrusted=1" if n > 1 else None,
     )
     for n, service in enumerate(("dashboard", "dashboard", "heating", "tailspan"), start=1)
 ]

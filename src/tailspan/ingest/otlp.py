@@ -26,7 +26,7 @@ from tailspan_otel.traffic import fixed_traffic
 from tailspan import foreign, wire
 from tailspan.errors import DeliveryError, SizeOfDeliveryError, TypeOfDeliveryError
 from tailspan.ingest import Delivery
-from tailspan.span import Heartbeat, Span
+from tailspan.span import FORGED_KINDS, Heartbeat, Span
 
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
@@ -257,7 +257,12 @@ def _foreign(values: dict[str, Any], trusted: tuple[Network, ...]) -> dict[str, 
 
 def _heartbeat(own: tuple[Any, ...], values: dict[str, Any]) -> Heartbeat:
     counts = (names.FORGED, names.UNPROVEN, names.DROPPED, names.OPEN_REQUESTS)
-    return Heartbeat._make((*own, values.get(names.STOPPED) is True, *(_count(values.get(name)) for name in counts)))
+    numbers = (_count(values.get(name)) for name in counts)
+    return Heartbeat._make((*own, values.get(names.STOPPED) is True, *numbers, _kinds(values.get(names.FORGED_KINDS))))
+
+
+def _kinds(value: Any) -> str | None:
+    return value if isinstance(value, str) and FORGED_KINDS.fullmatch(value) else None
 
 
 def _value(value: AnyValue) -> Any:

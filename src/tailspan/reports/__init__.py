@@ -68,7 +68,8 @@ class Service(BaseModel):
     last_request: str | None
     last_heartbeat: str | None
     stopped: bool = Field(description="Its last heartbeat said that it stopped on purpose.")
-    forged: int = Field(description="Requests whose identity headers came from an untrusted peer.")
+    forged: int = Field(description="Requests in which somebody claimed what only a trusted proxy may say.")
+    forged_kinds: dict[str, int] = Field(description="How many of them were of which kind (docs/attributes.md).")
     unproven: int = Field(description="Requests whose identity headers were believed without proof.")
     dropped: int = Field(description="Spans it lost before they got here.")
     open_requests: int = Field(description="Requests open for over a minute at its last heartbeat.")
@@ -138,6 +139,7 @@ def _service(state: ServiceState) -> Service:
         last_heartbeat=None if state.last_heartbeat_ns is None else iso(state.last_heartbeat_ns),
         stopped=state.stopped,
         forged=state.forged,
+        forged_kinds=state.forged_kinds,
         unproven=state.unproven,
         dropped=state.dropped,
         open_requests=state.open_requests,

@@ -24,10 +24,11 @@ class ServiceState:
     last_request_ns: int | None  # start of its newest request
     last_heartbeat_ns: int | None
     stopped: bool  # its last heartbeat was a clean stop
-    forged: int  # requests with identity headers from an untrusted peer
+    forged: int  # requests in which somebody claimed what only a trusted proxy may say
     unproven: int  # requests whose identity headers were believed without proof
     dropped: int  # spans the service lost before they got here
     open_requests: int  # at its last heartbeat
+    forged_kinds: dict[str, int]  # how many of `forged` were of which kind: docs/attributes.md
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,6 @@ def services(
     newest: dict[tuple[str, str | None], int], beaten: dict[tuple[str, str | None], tuple[Any, ...]]
 ) -> tuple[ServiceState, ...]:
     """Of (service, environment): its newest request, and the other fields of ServiceState from its heartbeats."""
-    silent = (None, False, 0, 0, 0, 0)
+    silent: tuple[Any, ...] = (None, False, 0, 0, 0, 0, {})
     names = sorted(newest.keys() | beaten.keys(), key=lambda name: (name[0], name[1] is None, name[1] or ""))
     return tuple(ServiceState(*name, newest.get(name), *beaten.get(name, silent)) for name in names)

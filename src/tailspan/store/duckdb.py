@@ -21,7 +21,7 @@ from tailspan.meaning import DESCRIBED_TABLE as DESCRIBED
 from tailspan.meaning import SIGHTINGS, Described
 from tailspan.percentiles import PERCENTS
 from tailspan.query import Aggregate, Groups, Rows, Session, Sessions
-from tailspan.span import ABOUT, OWN, OWN_SERVICE, Device, Heartbeat, Span
+from tailspan.span import ABOUT, OWN, OWN_SERVICE, Device, Heartbeat, Span, by_kind
 from tailspan.store import EMPTY, SILENT, State, services
 
 Identity = tuple[str | None, ...]  # node_id, node, login, tags
@@ -71,6 +71,7 @@ MIGRATIONS: Final = (
         seen BOOLEAN NOT NULL
     );
     """,
+    "ALTER TABLE heartbeat ADD COLUMN forged_kinds VARCHAR;",
 )
 WITH_HISTORY: Final = 2  # the migration that brought `device`
 MAX_TIMES: Final = 2_000_000  # response times in memory for percentiles: some 60 MB
@@ -93,7 +94,8 @@ HOLDERS: Final = "SELECT address, node_id, node, login, tags, from_ns FROM devic
 BEAT: Final = (
     f"INSERT INTO heartbeat VALUES ({', '.join('?' * len(Heartbeat._fields))}) "  # noqa: S608  # question marks only
     "ON CONFLICT DO UPDATE SET end_ns = excluded.end_ns, stopped = excluded.stopped, forged = excluded.forged, "
-    "unproven = excluded.unproven, dropped = excluded.dropped, open_requests = excluded.open_requests "
+    "unproven = excluded.unproven, dropped = excluded.dropped, open_requests = excluded.open_requests, "
+    "forged_kinds = excluded.forged_kinds "
     "WHERE excluded.end_ns > heartbeat.end_ns"
 )
 NEWEST: Final = "SELECT service, environment, max(start_ns) FROM span WHERE kind = 'request' GROUP BY ALL"
@@ -101,7 +103,8 @@ BEATEN: Final = """
     SELECT service, environment, max(end_ns), arg_max(stopped, end_ns),
            coalesce(sum(forged) FILTER (end_ns > $since), 0)::BIGINT,
            coalesce(sum(unproven) FILTER (end_ns > $since), 0)::BIGINT,
-           coalesce(sum(dropped) FILTER (end_ns > $since), 0)::BIGINT, arg_max(open_requests, end_ns)
+           coalesce(sum(dropped) FILTER (end_ns > $since), 0)::BIGINT, arg_max(open_requests, end_ns),
+           coalesce(list(forged_kinds) FILTER (end_ns > $since), [])
     FROM heartbeat GROUP BY ALL"""
 
 
@@ -372,7 +375,7 @@ class DuckDB:
                 beaten = cursor.execute(BEATEN, {"since": now_ns - DAY_NS}).fetchall()
         except StoreError as problem:
             return State("store", "unreadable", str(problem))
-        found = services(dict(self._newest), {(row[0], row[1]): row[2:] for row in beaten})
+        found = services(dict(self._newest), {(row[0], row[1]): (*row[2:-1], by_kind(row[-1])) for row in beaten})
         others = [service for service in found if service.service != OWN_SERVICE]
         newest = max((service.last_request_ns for service in others if service.last_request_ns), default=None)
         if newest is not None:

@@ -25,7 +25,7 @@ from tailspan.meaning import DESCRIBED_TABLE, SIGHTINGS, Described
 from tailspan.percentiles import PERCENTS
 from tailspan.pieces import LATE_NS, OPEN_S, Loaded, Pieces
 from tailspan.query import Aggregate, Groups, Range, Rows, Session, Sessions
-from tailspan.span import OWN_SERVICE, Device, Heartbeat, Span
+from tailspan.span import OWN_SERVICE, Device, Heartbeat, Span, by_kind
 from tailspan.store import EMPTY, SILENT, State, services
 from tailspan.store.duckdb import MAX_TIMES, OPTIONS, DuckDB
 from tailspan.zone import DAY_NS
@@ -312,7 +312,8 @@ def _beaten(beats: Iterable[Heartbeat], since_ns: int) -> dict[tuple[str, str | 
             sum(beat.unproven for beat in new),
             sum(beat.dropped for beat in new),
         )
-        found[last.service, last.environment] = (last.end_ns, last.stopped, *counts, last.open_requests)
+        kinds = by_kind(beat.forged_kinds for beat in new)
+        found[last.service, last.environment] = (last.end_ns, last.stopped, *counts, last.open_requests, kinds)
     return found
 
 
