@@ -4,6 +4,9 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from typing import Final
+
+LEAST_S: Final = 1.0
 
 log = logging.getLogger("tailspan")
 
@@ -37,6 +40,6 @@ class Background:
                 self._work()
             except Exception:  # the next time may go better, and without this thread there is none
                 log.exception("tailspan's %s failed", self._name)
-            pause.wait(1.0)
-            woken.wait(self._every_s - 1.0)
+            pause.wait(LEAST_S)
+            woken.wait(self._every_s - LEAST_S)
             woken.clear()
