@@ -1,4 +1,4 @@
-"""The settings: `TAILSPAN_*` and `INFLUXDB_V2_*` of the environment, read once, at the edge."""
+"""The settings: `TAILSPAN_*`, and those of InfluxDB, Tailscale and headscale, of the environment. Read at the edge."""
 
 import logging
 import os
@@ -32,6 +32,25 @@ class InfluxDB:
 
 
 @dataclass(frozen=True, slots=True)
+class TailscaleAPI:
+    """Tailscale's API v2, asked with an access token, or as an OAuth client where that is set."""
+
+    key: str | None = field(default=None, repr=False)  # TAILSCALE_API_KEY, or TAILSCALE_API_KEY_FILE
+    client_id: str | None = None  # TAILSCALE_OAUTH_CLIENT_ID
+    client_secret: str | None = field(default=None, repr=False)  # TAILSCALE_OAUTH_CLIENT_SECRET, or …_SECRET_FILE
+    tailnet: str = "-"  # TAILNET; "-" is the credential's own
+    url: str = "https://api.tailscale.com"  # TAILSCALE_BASE_URL
+
+
+@dataclass(frozen=True, slots=True)
+class Headscale:
+    """headscale's HTTP API."""
+
+    url: str  # HEADSCALE_URL
+    key: str = field(repr=False)  # HEADSCALE_API_KEY, or HEADSCALE_API_KEY_FILE
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything an owner may decide. Each field is the setting `TAILSPAN_<FIELD>`, unless it says otherwise."""
 
@@ -47,6 +66,10 @@ class Settings:
     trusted_peers: tuple[Network, ...] = LOOPBACK  # proxies whose headers are believed in other services' spans
     influxdb: InfluxDB | None = None  # INFLUXDB_V2_*; None: the database file is the store
     collector_metrics: str = ""  # URL of the collector's own metrics, where one stands before the store
+    readers: tuple[str, ...] = ()  # logins and tags that may read; empty: everybody of the own tailnet
+    tailnet_status: str = ""  # a URL or a file that has `tailscale status --json`
+    tailscale: TailscaleAPI | None = None
+    headscale: Headscale | None = None
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -64,7 +87,8 @@ class Settings:
             )
         if environ.get("TS_SOCKET"):
             values["ts_socket"] = Path(environ["TS_SOCKET"])
-        values["influxdb"] = _influxdb({key: value.strip() for key, value in environ.items() if value.strip()})
+        every = {key: value.strip() for key, value in environ.items() if value.strip()}
+        values |= {"influxdb": _influxdb(every), "tailscale": _tailscale(every), "headscale": _headscale(every)}
         return cls(**values)  # type: ignore[arg-type]  # READERS has the type of each
 
     @property
@@ -88,19 +112,56 @@ def _influxdb(given: Mapping[str, str]) -> InfluxDB | None:
     if "INFLUXDB_V2_URL" not in given:
         return None
     found: dict[str, str | int] = {"url": _web("INFLUXDB_V2_URL", given["INFLUXDB_V2_URL"])}
-    if "INFLUXDB_V2_TOKEN_FILE" in given:
-        found["token"] = content("INFLUXDB_V2_TOKEN_FILE", given["INFLUXDB_V2_TOKEN_FILE"])
-    elif "INFLUXDB_V2_TOKEN" in given:
-        found["token"] = given["INFLUXDB_V2_TOKEN"]
-    else:
+    if (token := _secret("INFLUXDB_V2_TOKEN", given)) is None:
         fix = "Make the bucket and its tokens: tailspan setup influxdb"
         raise SettingError("INFLUXDB_V2_URL is set, and INFLUXDB_V2_TOKEN is not.", fix=fix)
-    if not (str(found["token"]).isascii() and str(found["token"]).isprintable() and " " not in str(found["token"])):
-        raise SettingError("INFLUXDB_V2_TOKEN is no token.", rule="It is one word of printable ASCII.")  # never shown
+    found["token"] = token
     found |= {name: given[key] for name in ("org", "bucket") if (key := f"INFLUXDB_V2_{name.upper()}") in given}
     if "INFLUXDB_V2_TIMEOUT" in given:
         found["timeout_ms"] = _number("INFLUXDB_V2_TIMEOUT", given["INFLUXDB_V2_TIMEOUT"], "milliseconds", 600_000)
     return InfluxDB(**found)  # type: ignore[arg-type]  # each has its field's type
+
+
+def _tailscale(given: Mapping[str, str]) -> TailscaleAPI | None:
+    key, client_id = _secret("TAILSCALE_API_KEY", given), given.get("TAILSCALE_OAUTH_CLIENT_ID")
+    secret = _secret("TAILSCALE_OAUTH_CLIENT_SECRET", given)
+    if (client_id is None) != (secret is None):
+        missing = "TAILSCALE_OAUTH_CLIENT_SECRET" if secret is None else "TAILSCALE_OAUTH_CLIENT_ID"
+        raise SettingError(f"{missing} is not set.", rule="An OAuth client has both an ID and a secret.")
+    if key is None and client_id is None:
+        return None
+    base = given.get("TAILSCALE_BASE_URL")
+    return TailscaleAPI(
+        key=None if client_id else key,
+        client_id=client_id,
+        client_secret=secret,
+        tailnet=_tailnet("TAILNET", given.get("TAILNET", "-")),
+        **({"url": _web("TAILSCALE_BASE_URL", base)} if base else {}),
+    )
+
+
+def _tailnet(key: str, value: str) -> str:
+    if value.isascii() and value.isprintable() and not set(value) & set(" /?#%"):
+        return value
+    raise SettingError(f"{key} is {value!r}.", value=value, rule="It is a tailnet's ID or name, or -.")
+
+
+def _headscale(given: Mapping[str, str]) -> Headscale | None:
+    if "HEADSCALE_URL" not in given:
+        return None
+    if (key := _secret("HEADSCALE_API_KEY", given)) is None:
+        raise SettingError(
+            "HEADSCALE_URL is set, and HEADSCALE_API_KEY is not.", fix="Make a key: headscale apikeys create"
+        )
+    return Headscale(_web("HEADSCALE_URL", given["HEADSCALE_URL"]), key)
+
+
+def _secret(key: str, given: Mapping[str, str]) -> str | None:
+    """The key's value, or what is in the file that `<key>_FILE` names. It is never shown."""
+    value = content(f"{key}_FILE", given[f"{key}_FILE"]) if f"{key}_FILE" in given else given.get(key)
+    if value is not None and not (value and value.isascii() and value.isprintable() and " " not in value):
+        raise SettingError(f"{key} is no token.", rule="It is one word of printable ASCII.")
+    return value
 
 
 def is_loopback(host: str) -> bool:
@@ -155,6 +216,15 @@ def _url(key: str, value: str) -> str:
     raise SettingError(f"{key} is {value!r}.", value=value, rule="It is http://host:port or unix:/path.")
 
 
+def _place(key: str, value: str) -> str:
+    """A URL that may be shown, or a path."""
+    return _web(key, value) if "://" in value else str(Path(value).expanduser())
+
+
+def _names(value: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
 def _networks(key: str, value: str) -> tuple[Network, ...]:
     try:
         return tuple(ip_network(peer.strip()) for peer in value.split(",") if peer.strip())
@@ -175,18 +245,25 @@ READERS: Final = {
     "TAILSPAN_DB": lambda key, value: Path(value).expanduser(),
     "TAILSPAN_LISTEN": _listen,
     "TAILSPAN_TOKEN": _token,
-    "TAILSPAN_ALLOWED_HOSTS": lambda key, value: tuple(
-        name.strip().lower() for name in value.split(",") if name.strip()
-    ),
+    "TAILSPAN_ALLOWED_HOSTS": lambda key, value: _names(value.lower()),
     "TAILSPAN_RETENTION_DAYS": lambda key, value: _number(key, value, "days", 36500),
     "TAILSPAN_SETTINGS": lambda key, value: Path(value).expanduser(),
     "TAILSPAN_USERSPACE": _flag,
     "TAILSPAN_TRUSTED_PEERS": _networks,
     "TAILSPAN_URL": _url,
     "TAILSPAN_COLLECTOR_METRICS": _web,
+    "TAILSPAN_READERS": lambda key, value: _names(value),
+    "TAILSPAN_TAILNET_STATUS": _place,
 }
 INFLUXDB_KEYS: Final = frozenset(
     f"INFLUXDB_V2_{name}"
     for name in ("URL", "ORG", "BUCKET", "TOKEN", "TOKEN_FILE", "TIMEOUT", "ADMIN_TOKEN", "ADMIN_TOKEN_FILE")
 )
-KEYS: Final = READERS.keys() | {"TAILSPAN_TOKEN_FILE"} | INFLUXDB_KEYS
+TAILNET_KEYS: Final = frozenset(
+    (
+        *("TS_SOCKET", "TAILNET", "TAILSCALE_API_KEY", "TAILSCALE_API_KEY_FILE", "TAILSCALE_BASE_URL"),
+        *("TAILSCALE_OAUTH_CLIENT_ID", "TAILSCALE_OAUTH_CLIENT_SECRET", "TAILSCALE_OAUTH_CLIENT_SECRET_FILE"),
+        *("HEADSCALE_URL", "HEADSCALE_API_KEY", "HEADSCALE_API_KEY_FILE"),
+    )
+)
+KEYS: Final = READERS.keys() | {"TAILSPAN_TOKEN_FILE"} | INFLUXDB_KEYS | TAILNET_KEYS

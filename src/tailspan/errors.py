@@ -5,12 +5,15 @@
     ├── SetupError           InfluxDB cannot be set up; ends the command
     ├── QuestionError        422  a parameter of a question
     ├── AccessError          401  no token where one is needed
+    │   ├── ReaderError      403  somebody who may not read here
     │   ├── HostError        400  a Host this server does not answer to
     │   └── OriginError      403  a browser page of another origin
     ├── DeliveryError        400  a delivery of spans that cannot be read
     │   ├── TypeOfDeliveryError  415
     │   └── SizeOfDeliveryError  413
     ├── UnsentError               what is exported, and nobody takes
+    ├── MissingError         404  there is no such device
+    ├── TailnetError         503  a list of the tailnet's devices cannot be had
     └── StoreError           503  the store cannot answer
         ├── LockedError      another process holds the file
         ├── ServerError      InfluxDB is away
@@ -71,6 +74,12 @@ class AccessError(TailspanError):
     headers: ClassVar = {"WWW-Authenticate": "Bearer"}
 
 
+class ReaderError(AccessError):
+    status = 403
+    code = "not_a_reader"
+    headers: ClassVar = {}
+
+
 class HostError(AccessError):
     status = 400
     code = "unknown_host"
@@ -100,6 +109,29 @@ class SizeOfDeliveryError(DeliveryError):
 
 class UnsentError(TailspanError):
     code = "unsent"
+
+
+class MissingError(TailspanError):
+    status = 404
+    code = "unknown_device"
+
+
+TailnetState = Literal[
+    "unreachable", "slow", "unreadable", "wrong token", "not allowed", "asked too often", "logged out"
+]
+
+
+class TailnetError(TailspanError):
+    """`state` is the source's while it is so; `again_s` how long it wishes to be left alone."""
+
+    status = 503
+    code = "tailnet_unreadable"
+
+    def __init__(
+        self, state: TailnetState, message: str, *, fix: str | None = None, again_s: float | None = None
+    ) -> None:
+        super().__init__(message, fix=fix)
+        self.state, self.again_s = state, again_s
 
 
 Trouble = Literal["unreadable", "unreachable", "slow", "wrong token", "bucket missing"]

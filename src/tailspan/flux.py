@@ -304,7 +304,7 @@ class _Filters:
         if question is None:
             return
         for name, wanted in question.filters.items():
-            if name in ("service", "environment", "method", "route", "status", "source"):
+            if name in ("address", "service", "environment", "method", "route", "status", "source"):
                 self.only(name, wanted)
             elif name == "user":
                 self.only("login", wanted, _unknown("login"))

@@ -35,10 +35,13 @@ SIGHTINGS: Final = """
                      OR (node_id, node, login, tags) IS DISTINCT FROM lag((node_id, node, login, tags)) OVER turn))
     WHERE until_ns IS DISTINCT FROM start_ns"""
 
+# Device.turn, of one address
+TURN: Final = "from_ns, node_id, node, coalesce(login, ''), coalesce(full_name, ''), coalesce(tags, ''), kind, source"
+
 # address → whose it was, for all times: entries as they are, and what lies before, between and after them
 STRETCHES: Final = f"""
     entry AS (
-        SELECT *, lead(from_ns, 1, {ALWAYS}) OVER (PARTITION BY address ORDER BY from_ns) AS next_ns FROM device),
+        SELECT *, lead(from_ns, 1, {ALWAYS}) OVER (PARTITION BY address ORDER BY {TURN}) AS next_ns FROM device),
     stretch AS (
         SELECT address, from_ns, least(coalesce(to_ns, {ALWAYS}), next_ns) AS until_ns,
                node_id, node, login, full_name, tags, kind, source
@@ -46,7 +49,7 @@ STRETCHES: Final = f"""
         UNION ALL BY NAME SELECT address, to_ns AS from_ns, next_ns AS until_ns FROM entry WHERE to_ns < next_ns
         UNION ALL BY NAME
         SELECT address, {NEVER}::BIGINT AS from_ns, min(from_ns) AS until_ns FROM entry GROUP BY address),
-    present AS (SELECT node_id, arg_max(node, (from_ns, address)) AS node FROM device GROUP BY node_id),
+    present AS (SELECT node_id, arg_max(node, (from_ns, address, node)) AS node FROM device GROUP BY node_id),
     known AS (
         SELECT about.* EXCLUDE (node_id, node, tags, login, full_name, caller, identity_source),
                coalesce(stretch.from_ns, {NEVER}) AS from_ns, coalesce(stretch.until_ns, {ALWAYS}) AS until_ns,

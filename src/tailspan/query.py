@@ -51,6 +51,7 @@ METRICS: Final = {
 DIMENSIONS: Final = {
     "person": Name(ALL, "login of a caller of kind person or shared; nobody else has one"),
     "device": Name(RECORD, "stable id of the node"),
+    "address": Name(RECORD, "the caller's tailnet address, where it is known"),
     "service": Name(ALL, "service.name"),
     "environment": Name(ALL, "deployment.environment.name"),
     "route": Name(REQUEST, "template of the route; null for an unmatched path"),

@@ -93,7 +93,10 @@ class Heartbeat(NamedTuple):
 
 
 class Device(NamedTuple):
-    """Whose an address was for a while. Of one address, an entry ends where the next one begins."""
+    """Whose an address was for a while, as spans told it or a list of the tailnet's devices (source `device_list`).
+
+    Of one address, the entry that began last holds until its own end; `turn` decides between two of one instant.
+    """
 
     address: str
     node_id: str
@@ -105,6 +108,17 @@ class Device(NamedTuple):
     source: str  # whois | status | device_list | as a span's identity_source
     from_ns: int
     to_ns: int | None  # exclusive; None while it holds
+
+    @property
+    def who(self) -> tuple[str | None, ...]:
+        """What makes it another entry: device, name, owner, tags, kind."""
+        return self.node_id, self.node, self.login, self.tags, self.kind
+
+    @property
+    def turn(self) -> tuple[int | str, ...]:
+        """Where it stands in a history."""
+        login, name, tags = self.login or "", self.full_name or "", self.tags or ""
+        return self.from_ns, self.address, self.node_id, self.node, login, name, tags, self.kind, self.source
 
 
 def by_kind(texts: Iterable[str | None]) -> dict[str, int]:

@@ -85,6 +85,7 @@ FEATURE: Final = f"CASE WHEN feature IS NULL AND NOT viewed THEN {TEMPLATED} ELS
 COLUMNS: Final = {
     "person": "person",
     "device": "node_id",
+    "address": "address",
     "service": "service",
     "environment": "environment",
     "route": "route",

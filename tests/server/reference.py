@@ -58,12 +58,12 @@ def is_device(span: Span) -> bool:
 def joined(span: Span, history: Iterable[Device]) -> Span:
     """ "The server names it when a question is answered, from the device history as of that time."
 
-    What a span proved itself wins.
+    "Of one address, the entry that began last holds until its own end." What a span proved itself wins.
     """
-    then = [d for d in history if d.address == span.address and d.from_ns <= span.start_ns < (d.to_ns or 2**63)]
-    if span.node_id is not None or not then:
+    begun = [device for device in history if device.address == span.address and device.from_ns <= span.start_ns]
+    device = max(begun, key=lambda device: device.turn, default=None)
+    if span.node_id is not None or device is None or span.start_ns >= (device.to_ns or 2**63):
         return span
-    [device] = then
     named = span._replace(node_id=device.node_id, node=device.node, tags=device.tags)
     if span.login is not None or span.caller != "unknown":
         return named
@@ -75,7 +75,7 @@ def joined(span: Span, history: Iterable[Device]) -> Span:
 def present_name(span: Span, history: Iterable[Device]) -> str | None:
     """ "*device*: counted by the node's stable id, shown by its present name." """
     known = [device for device in history if device.node_id == span.node_id]
-    return max(known, key=lambda device: (device.from_ns, device.address)).node if known else span.node
+    return max(known, key=lambda device: device.turn).node if known else span.node
 
 
 def person(span: Span) -> str | None:
@@ -337,6 +337,7 @@ def record(span: Span, seen: Sequence[Span], ever: Sequence[Span], query: Questi
 DIMENSIONS: Final[Mapping[str, Callable[[Record], Value]]] = {
     "person": lambda r: r.person,
     "device": lambda r: r.span.node_id,
+    "address": lambda r: r.span.address,
     "service": lambda r: r.span.service,
     "environment": lambda r: r.span.environment,
     "route": lambda r: r.span.route,

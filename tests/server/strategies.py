@@ -49,6 +49,7 @@ VALUES_OF: Final[Mapping[str, Sequence[str]]] = {
     **VALUES,
     "user": PEOPLE,
     "device": ("n1", "n2", "laptop", "phone", "renamed"),
+    "address": (*ADDRESSES, "100.64.0.9"),
     "service": SERVICES,
     "environment": ("prod", "test"),
     "route": ROUTES,
@@ -310,9 +311,21 @@ def questions(world: Sequence[Span]) -> st.SearchStrategy[Aggregate | Rows | Ses
     return aggregates(world) | aggregates(world) | row_questions(world) | session_questions(world)
 
 
-# Of an address that no span tells of: what a list of the tailnet's devices adds
+# What a list of the tailnet's devices adds: of an address that no span tells of, and of those that spans tell of too
 TABLET: Final = Device("100.64.0.9", "n1", "tablet", PEOPLE[0], None, None, "person", "device_list", 0, None)
-LISTED: Final = st.lists(st.sampled_from(MOMENTS).map(lambda from_ns: TABLET._replace(from_ns=from_ns)), max_size=1)
+RUNNER: Final = Device(ADDRESSES[0], "n3", "runner", None, None, "tag:ci", "tagged", "device_list", 0, None)
+LEOS: Final = Device(ADDRESSES[1], "n4", "tablet", PEOPLE[1], "Leo", None, "shared", "device_list", 0, None)
+
+
+@st.composite
+def _listed(draw: st.DrawFn) -> Device:
+    device: Device = draw(st.sampled_from((TABLET, RUNNER, LEOS, RUNNER._replace(address=ADDRESSES[1]))))
+    from_ns = draw(st.sampled_from(MOMENTS)) + draw(st.sampled_from((0, 0, 1, SECOND, HOUR, -HOUR)))
+    lasting = draw(st.sampled_from((None, None, 1, 600 * SECOND, 24 * HOUR)))
+    return device._replace(from_ns=from_ns, to_ns=lasting and from_ns + lasting)
+
+
+LISTED: Final = st.lists(_listed(), max_size=3, unique_by=lambda device: (device.address, device.from_ns))
 
 
 @st.composite

@@ -90,6 +90,12 @@ INSERT_ABOUT: Final = (
 )
 SEEN: Final = SIGHTINGS.format("span", "($every OR list_contains($addresses, address))")
 HISTORY: Final = f"INSERT INTO device SELECT *, true FROM ({SEEN})"  # noqa: S608  # both are constants
+DEVICES: Final = f"SELECT {', '.join(Device._fields)} FROM device"  # noqa: S608  # the names are Device's own fields
+UNLEARN: Final = (
+    "DELETE FROM device USING (SELECT unnest($address) AS address, unnest($from_ns) AS from_ns) AS new "
+    "WHERE NOT seen AND device.address = new.address AND device.from_ns = new.from_ns"
+)
+LEARN: Final = f"INSERT INTO device SELECT {', '.join(f'unnest(${name})' for name in Device._fields)}, false"
 HOLDERS: Final = "SELECT address, node_id, node, login, tags, from_ns FROM device WHERE seen AND to_ns IS NULL"
 BEAT: Final = (
     f"INSERT INTO heartbeat VALUES ({', '.join('?' * len(Heartbeat._fields))}) "  # noqa: S608  # question marks only
@@ -256,19 +262,25 @@ class DuckDB:
 
     def learn(self, devices: Iterable[Device]) -> None:
         """Adds to the history of whose an address was; replaces an entry of the same address and begin."""
+        if not (rows := list(devices)):
+            return
+        columns = _columns(Device._fields, rows)
         with self._write() as cursor:
             self._changed = True
-            for device in devices:
-                key = [device.address, device.from_ns]
-                cursor.execute("DELETE FROM device WHERE NOT seen AND address = ? AND from_ns = ?", key)
-                cursor.execute("INSERT INTO device VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, false)", list(device))
+            cursor.execute(UNLEARN, {name: columns[name] for name in ("address", "from_ns")})
+            cursor.execute(LEARN, columns)
+
+    def learned(self) -> list[Device]:
+        """What was added to the history; oldest first."""
+        with self._read() as cursor:
+            found = cursor.execute(f"{DEVICES} WHERE NOT seen").fetchall()
+        return sorted(map(Device._make, found), key=lambda device: device.turn)
 
     def history(self) -> list[Device]:
         """Whose each address was, from spans and from what was learned; oldest first."""
-        columns = ", ".join(Device._fields)
         with self._read() as cursor:
-            found = cursor.execute(f"SELECT {columns} FROM device ORDER BY from_ns, address").fetchall()  # noqa: S608
-        return list(map(Device._make, found))
+            found = cursor.execute(DEVICES).fetchall()
+        return sorted(map(Device._make, found), key=lambda device: device.turn)
 
     def export(self, login: str) -> Iterator[Span]:
         """Everything kept of that login, as answered without labels; oldest first. Raises StoreError."""
@@ -332,6 +344,7 @@ class DuckDB:
             self._known.clear()  # its rows may be deleted now
             self._newest = None
             cursor.execute("DELETE FROM heartbeat WHERE end_ns < ?", [before_ns])
+            cursor.execute("DELETE FROM device WHERE NOT seen AND to_ns <= ?", [before_ns])  # no request is that old
             (deleted,) = _one(cursor.execute("DELETE FROM request WHERE start_ns < ?", [before_ns]))
             if deleted:
                 cursor.execute("DELETE FROM about WHERE number NOT IN (SELECT number FROM request)")

@@ -35,6 +35,7 @@ KNOWN_S: Final = 2.0  # how old the history of devices may be before it is learn
 OLD_S: Final = 10.0  # and before it is learned before the question is answered
 SEVERAL_S: Final = 60.0  # likewise of addresses that changed hands, where every point is looked at
 ADDRESSES_AT_ONCE: Final = 50  # some 150 terms are too deep for Flux
+ALL_DEVICES: Final = f"INSERT INTO device SELECT {', '.join(f'unnest(${name})' for name in Device._fields)}"
 BEATS_S: Final = 600.0  # how old heartbeats of more than three hours ago may be,
 ALL_S = 60.0  # and what else is learned from points of all time: it may come late
 LATELY_NS: Final = 3 * 3600 * 10**9
@@ -198,7 +199,7 @@ class InfluxDB:
         """Raises StoreError; beside a question nobody hears of it, until the history is old."""
         began, erased = time.monotonic(), self._erased
         with self._told():
-            devices = sorted({*self._sighted(), *self._local.history()}, key=lambda one: (one.from_ns, one.address))
+            devices = sorted({*self._sighted(), *self._local.history()}, key=lambda one: one.turn)
         with self._turn():
             if erased != self._erased:  # somebody was forgotten meanwhile, who is in this
                 self._several = None
@@ -207,8 +208,9 @@ class InfluxDB:
                 with self._connection.cursor() as cursor:
                     cursor.begin()
                     cursor.execute("DELETE FROM device")
-                    for device in devices:
-                        cursor.execute("INSERT INTO device VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", list(device))
+                    if devices:
+                        columns = map(list, zip(*devices, strict=True))
+                        cursor.execute(ALL_DEVICES, dict(zip(Device._fields, columns, strict=True)))
                     cursor.commit()
                 self._moved += 1
             self._history = began, devices

@@ -1,0 +1,30 @@
+"""The tailscaled of this machine, by the status of its LocalAPI: read by anybody who can open the socket."""
+
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from tailspan.errors import TailnetError
+from tailspan.tailnet import TIMEOUT_S, Look, answered
+from tailspan.tailnet.status import read
+
+EVERY_S: Final = 10.0
+URL: Final = "http://local-tailscaled.sock/localapi/v0/status"  # it answers to no other Host
+
+
+class Local:
+    name = "local"
+    every_s = EVERY_S
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+        self.place = f"tailscaled at {socket}"
+
+    def look(self) -> Look:
+        if not self.socket.exists():
+            fix = "Start tailscaled; in a container, mount its socket, or set TS_SOCKET."
+            raise TailnetError("unreachable", f"There is no {self.place}.", fix=fix)
+        transport = httpx.HTTPTransport(uds=str(self.socket), verify=False)  # no TLS, so no certificates to load
+        with httpx.Client(transport=transport, timeout=TIMEOUT_S) as client:
+            return read(answered(client.stream("GET", URL), self.place, {}), self.place)

@@ -1,0 +1,94 @@
+"""A URL or a file that has what `tailscale status --json` says."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from tailspan.errors import TailnetError
+from tailspan.tailnet import MAX_BYTES, TIMEOUT_S, Listed, Look, addresses, answered, look, moment, parsed
+
+EVERY_S: Final = 30.0
+MULLVAD: Final = ".mullvad.ts.net."  # exit nodes for rent: hundreds, and none of them a visitor
+OUT: Final = {
+    "NeedsLogin": "Log it in: tailscale up.",
+    "NeedsMachineAuth": "Approve it at the admin console's Machines page.",
+    "Stopped": "Start it: tailscale up.",
+    "NoState": "It may be starting; else: tailscale up.",
+}
+
+
+class Status:
+    """`place` is a URL that begins with http, or a path."""
+
+    name = "status"
+    every_s = EVERY_S
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def look(self) -> Look:
+        return read(self._fetch() if self.place.startswith("http") else self._load(), self.place)
+
+    def _fetch(self) -> Any:
+        with httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=True) as client:
+            return answered(client.stream("GET", self.place), self.place, {})
+
+    def _load(self) -> Any:
+        try:
+            with Path(self.place).open("rb") as file:
+                return parsed(file.read(MAX_BYTES), self.place)
+        except OSError as problem:
+            fix = "Write it there: tailscale status --json > FILE.new && mv FILE.new FILE"
+            raise TailnetError("unreachable", f"{self.place} cannot be read: {problem.strerror}.", fix=fix) from problem
+
+
+def read(status: Mapping[str, Any], place: str) -> Look:
+    """The document of tailscaled's `status` (Go's ipnstate.Status). Raises TailnetError."""
+    state = status.get("BackendState")
+    if not isinstance(state, str):
+        raise TailnetError("unreadable", f"{place} is no status: BackendState is missing.")
+    if state in OUT:
+        raise TailnetError("logged out", f"The tailscaled of {place} is in the state {state}.", fix=OUT[state])
+    users, tailnet = status.get("User") or {}, status.get("CurrentTailnet") or {}
+    own = status.get("Self") or {}
+    entries = [one for one in [own, *(status.get("Peer") or {}).values()] if one]
+    devices, left_out = look(
+        (one for one in entries if not str(one.get("DNSName")).endswith(MULLVAD)),
+        lambda one: _device(one, users),
+        place,
+    )
+    return Look(
+        devices,
+        left_out,
+        tailnet=tailnet.get("Name"),
+        suffix=tailnet.get("MagicDNSSuffix") or None,
+        own=own.get("ID"),
+        version=status.get("Version"),
+        userspace=None if status.get("TUN") is None else not status["TUN"],
+        health=tuple(status.get("Health") or ()),
+    )
+
+
+def _device(peer: Mapping[str, Any], users: Mapping[str, Any]) -> Listed:
+    """One `PeerStatus`: of those of our tailnet the short name, as whois has it."""
+    tags, shared = peer.get("Tags") or [], bool(peer.get("ShareeNode"))
+    user = {} if tags else users.get(str(peer["UserID"])) or {}
+    name = peer["DNSName"].rstrip(".") or peer["HostName"]
+    online = peer.get("Online")
+    return Listed(
+        node_id=str(peer["ID"]),
+        node=name if shared else name.partition(".")[0],
+        addresses=addresses(peer["TailscaleIPs"]),
+        login=user.get("LoginName"),
+        full_name=user.get("DisplayName") or None,
+        tags=",".join(tags) or None,
+        kind="tagged" if tags else "shared" if shared else "person",
+        os=peer.get("OS") or None,
+        online=online,
+        last_seen=None if online else moment(peer.get("LastSeen")),
+        created=moment(peer.get("Created")),
+        expires=moment(peer.get("KeyExpiry")),
+        expired=bool(peer.get("Expired")),
+    )
