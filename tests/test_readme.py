@@ -22,7 +22,7 @@ def test_every_setting_is_in_the_readme() -> None:
 def test_every_command_of_the_readme_exists() -> None:
     known = {command.name or getattr(command.callback, "__name__", "") for command in commands.registered_commands}
     known |= {str(group.name) for group in commands.registered_groups}
-    assert set(re.findall(r"(?<!exec )tailspan ([a-z]+)", README)) <= known
+    assert set(re.findall(r"(?<!exec )tailspan ([a-z]+(?:-[a-z]+)*)", README)) <= known
     for script in re.findall(r"scripts/\w+", README):
         assert os.access(ROOT / script, os.X_OK), script
 

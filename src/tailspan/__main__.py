@@ -149,6 +149,69 @@ def query(
 
 
 @app.command()
+def devices(
+    as_json: AsJson = False,
+    service: Service = None,
+    user: User = None,
+    device: Device = None,
+    days: Annotated[int, typer.Option(help="Use of the last so many days, 1 to 30.")] = 7,
+    online: Annotated[
+        bool | None, typer.Option("--online/--offline", help="Only devices that are, or are not.")
+    ] = None,
+    using: Annotated[
+        bool | None, typer.Option("--using/--idle", help="Only devices that made requests, or none.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="At most this many, 1 to 1000.")] = 100,
+) -> None:
+    """The tailnet's devices and what they did: online but not using, using but unknown to the tailnet, new.
+
+    \b
+    tailspan devices
+    tailspan devices --online --idle --days 30
+    """
+    wanted = {"service": service, "user": user, "device": device, "days": days, "limit": limit}
+    answer = ask("/analytics/tailnet/devices", **wanted, online=online, using=using)
+    if as_json:
+        return print(json.dumps(answer, indent=2, ensure_ascii=False))
+    told = answer["summary"]
+    title = f"{told['devices']} devices, {told['online']} online, {told['using']} used a service in {days} days, "
+    show(
+        f"{title}{told['online_not_using']} online did not",
+        ("device", "who", "address", "online", "requests", "last request", "first seen"),
+        [_device(one) for one in answer["devices"]],
+    )
+    if answer["unknown"]:
+        rows = [(one["address"], one["device"], one["user"], one["requests"]) for one in answer["unknown"]]
+        show("using, but not in the tailnet's list", ("address", "device", "who", "requests"), rows)
+    for name, more in answer["more"].items():
+        err.print(f"{more} more of {name}: --limit shows more.", highlight=False)
+    complain(answer["sources"])
+
+
+@app.command("who-is")
+def who_is(
+    address: Annotated[str, typer.Argument(help="An IPv4 or IPv6 address of the tailnet.")], as_json: AsJson = False
+) -> None:
+    """Whose an address is: what each source says, whose it was, and what came from it in a week.
+
+    \b
+    tailspan who-is 100.64.0.7
+    """
+    answer = ask("/analytics/tailnet/who-is", address=address)
+    if as_json:
+        return print(json.dumps(answer, indent=2, ensure_ascii=False))
+    says = [(one["source"], one["device"], _owner(one), one["kind"], one["as_of"]) for one in answer["says"]]
+    show(f"{answer['address']} is {_whose(answer['device'])}", ("source", "device", "who", "kind", "as of"), says)
+    if history := answer["history"]:
+        rows = [(one["start"], one["end"], one["device"], _owner(one), one["source"]) for one in history]
+        show("whose it was", ("from", "to", "device", "who", "known by"), rows)
+    if answer["used_by"]:
+        used = [(one["service"], one["user"], one["requests"], one["last_request"]) for one in answer["used_by"]]
+        show("requests of 7 days", ("service", "who", "requests", "last"), used)
+    complain(answer["sources"])
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Walks from a service's environment to an answer, and names the link that is broken and its fix.
 
@@ -294,6 +357,20 @@ def _row(log: dict[str, Any]) -> tuple[object, ...]:
         None if took is None else round(took, 1),
         log["traffic"],
     )
+
+
+def _device(one: dict[str, Any]) -> tuple[object, ...]:
+    online = {True: "yes", False: f"no, since {one['last_seen'] or '?'}", None: None}[one["online"]]
+    address = one["addresses"][0]
+    return one["name"], _owner(one), address, online, one["requests"], one["last_request"], one["first_seen"]
+
+
+def _owner(one: dict[str, Any]) -> str | None:
+    return one["user"] or ", ".join(one["tags"]) or None
+
+
+def _whose(device: dict[str, Any] | None) -> str:
+    return f"{device['name']} of {_owner(device)}" if device else "in no source's list"
 
 
 def main() -> None:

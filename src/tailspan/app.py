@@ -16,6 +16,7 @@ from tailspan_otel import instrument, service_name
 from tailspan.access import Guard
 from tailspan.collector import Collector
 from tailspan.config import Settings
+from tailspan.directory import Directory, sources_of
 from tailspan.endpoints import mounted, server
 from tailspan.errors import StoreError
 from tailspan.inbox import Inbox, InProcess, OwnSpans
@@ -43,7 +44,7 @@ def create_app(settings: Settings, store: DuckDB, clock: Callable[[], datetime] 
     Where the settings name an InfluxDB, answers come from there, and spans do not come here but to its collector.
     """
     inbox = None if settings.influxdb else Inbox(store, clock, settings.trusted_peers)
-    of = _sources(settings, store, LabelsFile(settings.settings))
+    of = _sources(settings, store, LabelsFile(settings.settings), clock)
     app = FastAPI(
         title="tailspan",
         summary="Who uses your tailnet services, from which device, doing what, and how fast.",
@@ -53,7 +54,7 @@ def create_app(settings: Settings, store: DuckDB, clock: Callable[[], datetime] 
     )
     app.include_router(server(of, inbox, clock))
     app.add_middleware(Guard, settings=settings)
-    app.state.inbox = inbox
+    app.state.inbox, app.state.tailnet = inbox, of.tailnet
     return app
 
 
@@ -76,7 +77,7 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
     store = DuckDB(settings.db)
     inbox = None if settings.influxdb else Inbox(store, clock, settings.trusted_peers)
     labels = LabelsFile(settings.settings)
-    of = _sources(settings, store, labels)
+    of = _sources(settings, store, labels, clock)
     guard = Guard(_nothing, settings)
 
     @asynccontextmanager
@@ -95,9 +96,9 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
     return routes
 
 
-def _sources(settings: Settings, store: DuckDB, labels: LabelsFile) -> Sources:
+def _sources(settings: Settings, store: DuckDB, labels: LabelsFile, clock: Callable[[], datetime]) -> Sources:
     collector = Collector(settings.collector_metrics) if settings.collector_metrics else None
-    return Sources(_answering(settings, store), labels, collector)
+    return Sources(_answering(settings, store), labels, collector, Directory(sources_of(settings), store, clock))
 
 
 def _answering(settings: Settings, local: DuckDB) -> Store:
@@ -126,7 +127,11 @@ async def _working(of: Sources, store: DuckDB, days: int, clock: Callable[[], da
     tasks = [asyncio.create_task(_purge_by_itself(store, days, clock))]
     if of.collector:
         tasks.append(asyncio.create_task(_watch_by_itself(of.collector, clock)))
+    if of.tailnet:
+        of.tailnet.start()
     yield
+    if of.tailnet:
+        of.tailnet.stop()
     for task in tasks:
         task.cancel()
         with suppress(asyncio.CancelledError):

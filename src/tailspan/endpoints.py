@@ -17,8 +17,12 @@ from tailspan.reports import Sources
 from tailspan.reports.access_logs import AccessLogs, AccessLogsParams, access_logs, log
 from tailspan.reports.active import Active, active
 from tailspan.reports.dashboard_usage import DashboardUsage, DashboardUsageParams, dashboard_usage
+from tailspan.reports.device import DeviceParams, OneDevice, device
+from tailspan.reports.devices import Devices, DevicesParams, devices
 from tailspan.reports.query import Answer, Asked, answer, as_csv, asked_by, documented
 from tailspan.reports.system_health import SystemHealth, SystemHealthParams, system_health
+from tailspan.reports.tailnet_status import TailnetStatus, tailnet_status
+from tailspan.reports.who_is import WhoIs, WhoIsParams, who_is
 from tailspan.respond import ANALYTICS_OTLP_PATH, OTLP_PATH, Answering
 
 REFUSAL: dict[int | str, dict[str, Any]] = {
@@ -43,6 +47,7 @@ EXPORT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}},
     **REFUSAL,
 }
+MISSING: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such device"}, **REFUSAL}
 CSV: dict[str, Any] = {"content": {"text/csv": {"schema": {"type": "string"}}}}
 SOURCES_EXAMPLE = [
     {
@@ -158,6 +163,26 @@ def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
     def post_query(request: Request, asked: Asked) -> Answer:
         """The same question as JSON, where values may hold commas."""
         return _formatted(request, lambda _: answer(of, asked, clock()))
+
+    @routes.get("/tailnet/devices", responses=REFUSAL)
+    def get_devices(params: Annotated[DevicesParams, Query()]) -> Devices:
+        """The tailnet's devices and their use of the services: online but not using, using but unknown, new."""
+        return devices(of, params, clock())
+
+    @routes.get("/tailnet/devices/{id}", responses=MISSING)
+    def get_device(id: str, params: Annotated[DeviceParams, Query()]) -> OneDevice:
+        """One device by stable id or name: what the sources say, its addresses and names over time, its services."""
+        return device(of, id, params, clock())
+
+    @routes.get("/tailnet/status", responses=REFUSAL)
+    def get_tailnet_status() -> TailnetStatus:
+        """The tailnet as a whole: how many devices, whose keys expire, and how the sources that list them fare."""
+        return tailnet_status(of, clock())
+
+    @routes.get("/tailnet/who-is", responses=REFUSAL)
+    def get_who_is(params: Annotated[WhoIsParams, Query()]) -> WhoIs:
+        """Whose a tailnet address is and was: what each source says, and what came from it."""
+        return who_is(of, params, clock())
 
     @routes.get("/people/{login}", response_class=StreamingResponse, responses=EXPORT)
     def export(login: str) -> StreamingResponse:

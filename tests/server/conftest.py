@@ -24,14 +24,17 @@ def database(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def serving(database: Path) -> Serving:
-    """Runs a server on the database: `with serving(now=…, peer=…, token=…) as client`."""
+    """Runs a server on the database: `with serving(now=…, peer=…, token=…) as client`; `now` may be a clock."""
 
     @contextmanager
     def run(
-        now: datetime = NOW, peer: tuple[str, int] | None = ("127.0.0.1", 50000), **settings: Any
+        now: datetime | Callable[[], datetime] = NOW,
+        peer: tuple[str, int] | None = ("127.0.0.1", 50000),
+        **settings: Any,
     ) -> Iterator[TestClient]:
         store = DuckDB(database)
-        app = create_app(Settings(db=database, **settings), store, lambda: now)
+        known = {"db": database, "ts_socket": Path("/nowhere"), **settings}
+        app = create_app(Settings(**known), store, now if callable(now) else lambda: now)
         try:
             caller: Any = peer  # over a unix socket there is none, which TestClient's type leaves out
             with TestClient(app, "http://127.0.0.1:8100", raise_server_exceptions=False, client=caller) as client:

@@ -10,6 +10,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 
 from tests.server.conftest import Serving
 from tests.server.spans import LEO, beat, export, span
+from tests.server.tailnet import STATUS
 from tests.server.test_reports import CALL, POLL
 
 TOKEN = "a-token-of-the-tests"
@@ -23,6 +24,10 @@ ALL = [
     "GET /analytics/system-health-history",
     "GET /analytics/query",
     "POST /analytics/query",
+    "GET /analytics/tailnet/devices",
+    "GET /analytics/tailnet/devices/{id}",
+    "GET /analytics/tailnet/status",
+    "GET /analytics/tailnet/who-is",
     "GET /analytics/people/{login}",
     "DELETE /analytics/people/{login}",
     "GET /healthz",
@@ -30,7 +35,7 @@ ALL = [
 
 
 def test_every_answer_is_one_that_the_document_promises(serving: Serving) -> None:
-    with serving(token=TOKEN) as client:
+    with serving(token=TOKEN, tailnet_status=str(STATUS)) as client:
         spans = (span(1), span(2, CALL, ago=60), span(3, LEO, ago=90), span(4, POLL), beat(5))
         client.post("/v1/traces", json=export(*spans), headers=HEADERS)
         schema = schemathesis.openapi.from_asgi("/openapi.json", client.app, headers=HEADERS)

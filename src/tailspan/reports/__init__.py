@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tailspan.collector import Collector, CollectorState
+from tailspan.directory import Directory, DirectoryState
 from tailspan.errors import QuestionError, Trouble
 from tailspan.labels import LabelsFile
 from tailspan.query import nanoseconds
@@ -29,6 +30,7 @@ class Sources:
     store: Store
     labels: LabelsFile
     collector: Collector | None = None  # the one before the store
+    tailnet: Directory | None = None  # who is in it
 
     def told(self, now: datetime) -> "list[Source]":
         """The state of each, for the answer. Of what is optional, only where it should be there."""
@@ -36,6 +38,9 @@ class Sources:
         if self.collector:
             seen = self.collector.seen(now)
             told.append(Source(name="collector", state=seen.state, message=seen.message, newest=None))
+        if self.tailnet:
+            for one in self.tailnet.told(now):
+                told.append(Source(name=one.name, state=one.state, message=one.message, newest=None))
         self.labels.read()
         if self.labels.path:
             told.append(Source(name="settings", state=self.labels.state, message=self.labels.message, newest=None))
@@ -79,7 +84,7 @@ class Source(BaseModel):
     """Where an answer comes from, and what is wrong with that."""
 
     name: str
-    state: Literal["ok", "no data yet", "ignored"] | Trouble | CollectorState
+    state: Literal["ok", "no data yet", "ignored"] | Trouble | CollectorState | DirectoryState
     message: str
     newest: str | None = Field(None, description="When its newest request of a service began.")
     services: list[Service] = []

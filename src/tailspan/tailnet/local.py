@@ -21,8 +21,12 @@ class Local:
         self.socket = socket
         self.place = f"tailscaled at {socket}"
 
+    @property
+    def is_there(self) -> bool:
+        return self.socket.exists()
+
     def look(self) -> Look:
-        if not self.socket.exists():
+        if not self.is_there:
             fix = "Start tailscaled; in a container, mount its socket, or set TS_SOCKET."
             raise TailnetError("unreachable", f"There is no {self.place}.", fix=fix)
         transport = httpx.HTTPTransport(uds=str(self.socket), verify=False)  # no TLS, so no certificates to load

@@ -1,6 +1,8 @@
 """A URL or a file that has what `tailscale status --json` says."""
 
+import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,16 +31,17 @@ class Status:
         self.place = place
 
     def look(self) -> Look:
-        return read(self._fetch() if self.place.startswith("http") else self._load(), self.place)
+        return read(self._fetch(), self.place) if self.place.startswith("http") else self._load()
 
     def _fetch(self) -> Any:
         with httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=True) as client:
             return answered(client.stream("GET", self.place), self.place, {})
 
-    def _load(self) -> Any:
+    def _load(self) -> Look:
         try:
             with Path(self.place).open("rb") as file:
-                return parsed(file.read(MAX_BYTES), self.place)
+                written = datetime.fromtimestamp(os.stat(file.fileno()).st_mtime, UTC)
+                return read(parsed(file.read(MAX_BYTES), self.place), self.place)._replace(written=written)
         except OSError as problem:
             fix = "Write it there: tailscale status --json > FILE.new && mv FILE.new FILE"
             raise TailnetError("unreachable", f"{self.place} cannot be read: {problem.strerror}.", fix=fix) from problem
