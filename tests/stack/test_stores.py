@@ -28,12 +28,13 @@ from tailspan.errors import BucketError, ServerError, SettingError, SlowError, S
 from tailspan.ingest import otlp
 from tailspan.labels import Checker
 from tailspan.query import DIMENSIONS, FILTERS, METRICS, Aggregate, Position, Range, Rows, Sessions, nanoseconds
-from tailspan.span import Heartbeat, Span
+from tailspan.span import Device, Heartbeat, Span
 from tailspan.sql import SUMMED
 from tailspan.store.duckdb import DuckDB
 from tailspan.store.influxdb import InfluxDB
 from tests.server.reference import MS, SECOND, SESSION_METRICS, answer, history_of, place
-from tests.server.strategies import TABLET, VALUES_OF, dense_world, questions, rich_world
+from tests.server.strategies import LEOS, RUNNER, TABLET, VALUES_OF, dense_world, questions, rich_world
+from tests.server.tailnet import STATUS
 from tests.server.test_reference import ANA, COMMON, DOCUMENT, LABELS, SETTINGS, UNKNOWN, asked, at
 from tests.stack.engines import Collector, Influxd, free_port, small_disk, until
 
@@ -278,8 +279,9 @@ def test_worlds_of_ties_and_changing_hands_are_the_same(seed: int, influxd: Infl
     world = [span for span in kept(dense_world(seed)) if span.start_ns < nanoseconds(NOW)]
     with stored(influxd, tmp_path, world) as made:
         assert isinstance(made.local, DuckDB)
-        made.local.learn([TABLET])
-        history = [*history_of(world), TABLET]
+        listed = [TABLET, *listed_in(world)]
+        made.local.learn(listed)
+        history = [*history_of(world), *listed]
 
         @settings(max_examples=25, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
         @given(questions(world))
@@ -287,6 +289,52 @@ def test_worlds_of_ties_and_changing_hands_are_the_same(seed: int, influxd: Infl
             assert (query, made.store.run(query)) == (query, answer(query, world, history))
 
         agree()
+
+
+def listed_in(world: list[Span]) -> list[Device]:
+    """Entries that begin at the instant of a span, and end between two; of addresses that spans tell of too."""
+    third, half, late = (world[len(world) * n // 12].start_ns for n in (4, 6, 9))
+    return [
+        RUNNER._replace(from_ns=third, to_ns=late + 1),
+        RUNNER._replace(from_ns=late + SECOND, to_ns=None),
+        LEOS._replace(from_ns=half, to_ns=None),
+    ]
+
+
+def test_requests_are_named_by_the_tailnets_list_alike_and_its_questions_answered_alike(
+    influxd: Influxd, tmp_path: Path
+) -> None:
+    addresses = ("100.64.0.2", "100.64.0.4", "100.64.0.77", "100.64.0.2")
+    world = kept([at(n * 60, **UNKNOWN, address=address) for n, address in enumerate(addresses)])
+    world += kept([at(300, node_id="gone", node="old-laptop", identity_source="whois", address="100.64.0.88")])
+    nows = [datetime.fromtimestamp(world[0].start_ns // SECOND - 86400, UTC)]
+    with stored(influxd, tmp_path, world) as made:
+        influxdb = InfluxSettings(url=influxd.url, token=influxd.token, org=influxd.org, bucket=made.bucket)
+        told = []
+        for name, chosen in (("embedded", None), ("beside", influxdb)):
+            store = DuckDB(tmp_path / f"{name}.duckdb")
+            store.write(world if chosen is None else ())
+            settings = Settings(influxdb=chosen, ts_socket=tmp_path / "nowhere", tailnet_status=str(STATUS))
+            app = create_app(settings, store, lambda: nows[-1])
+            with TestClient(app, "http://127.0.0.1:8100", client=("127.0.0.1", 50000)) as client:
+                until(store.learned, "the list was not kept")
+                nows.append(datetime.fromtimestamp(world[-1].start_ns // SECOND + 60, UTC))
+                told.append({path: client.get(f"/analytics/{path}").raise_for_status().json() for path in TAILNET})
+                nows.pop()
+            store.close()
+    for path in TAILNET:
+        embedded, influx = ({key: value for key, value in one[path].items() if key not in ITS_OWN} for one in told)
+        assert (path, influx) == (path, embedded)
+    logs = told[0]["access-logs"]["logs"][::-1]
+    assert [(log["user"], log["device"], log["tags"], log["identity_source"]) for log in logs] == [
+        ("alice@example.com", "alice-laptop", None, "device_list"),
+        (None, "ci-runner", "tag:ci", "device_list"),
+        (None, None, None, "none"),
+        ("alice@example.com", "alice-laptop", None, "device_list"),
+        (ANA, "old-laptop", None, "whois"),
+    ]
+    strangers = [(one["address"], one["device"]) for one in told[0]["tailnet/devices"]["unknown"]]
+    assert strangers == [("100.64.0.88", "old-laptop"), ("100.64.0.77", None)]
 
 
 def clients(made: Stored, now: datetime, settings: Path | None) -> Iterator[TestClient]:
@@ -303,6 +351,18 @@ def clients(made: Stored, now: datetime, settings: Path | None) -> Iterator[Test
         store.close()
 
 
+TAILNET: Final = (
+    "access-logs",
+    "active",
+    "tailnet/devices",
+    "tailnet/devices?using=true",
+    "tailnet/devices/alice-laptop",
+    "tailnet/devices/gone",
+    "tailnet/who-is?address=100.64.0.2",
+    "tailnet/who-is?address=100.64.0.88",
+    "query?metrics=requests,people&dimensions=address,device&days=7",
+    "query?metrics=requests&dimensions=day&address=100.64.0.2",
+)
 REPORTS: Final = (
     "access-logs?hours=24",
     "access-logs?hours=168&limit=5&traffic=page",
