@@ -4,36 +4,62 @@ Without a token: a process of this machine, over loopback or the unix socket. A 
 - a header says that the request came through a proxy: then it is somebody whom the proxy let in;
 - tailscaled runs in userspace mode: any tailnet peer reaches loopback ports there. The unix socket stays out of reach.
 
+Then people, who may read and nothing else: whom a trusted proxy names, or whose device has the address that it vouches
+for. Those of the own tailnet, or where TAILSPAN_READERS names logins and tags, those alone. Whether somebody is of the
+own tailnet the list of its devices tells; who is in no list must be named.
+
 A page of a foreign site can make its reader's browser call us. It is stopped by Host (which it cannot choose freely,
 not even by rebinding DNS) and, where something would change, by Origin.
 """
 
+from collections.abc import Callable
 from hmac import compare_digest
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import httpx
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
+from tailspan_otel.identity import Identify
 
 from tailspan.config import Settings, is_loopback
-from tailspan.errors import AccessError, HostError, OriginError, SettingError, TailspanError
+from tailspan.errors import AccessError, HostError, OriginError, ReaderError, SettingError, TailspanError
 from tailspan.respond import refusal
+from tailspan.tailnet import Listed
 
 LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 PROXY_HEADERS: Final = ("x-forwarded-for", "forwarded", "x-real-ip", "via")
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
+READING: Final = ("/analytics/query", "/analytics/mcp")  # by whatever method
 TOKEN_FIX: Final = "Send Authorization: Bearer with the server's TAILSPAN_TOKEN."
 
 
-class Guard:
-    """ASGI middleware. Refuses with AccessError, HostError or OriginError, each in its JSON shape."""
+class Person(NamedTuple):
+    """Who asks, as far as that is proven. `kind`: person, tagged, shared, funnel, or unknown: nobody can tell."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    login: str | None
+    tags: tuple[str, ...]
+    kind: str
+
+    @property
+    def name(self) -> str:
+        return self.login or ", ".join(self.tags) or "Somebody on the internet"
+
+
+class Guard:
+    """ASGI middleware. Refuses with AccessError and its kinds, each in its JSON shape.
+
+    `holder` gives the device of the tailnet that has an address now, as its sources list it.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, holder: Callable[[str], Listed | None]) -> None:
         self.app = app
         self.token = settings.token
         self.names = (*LOCAL_NAMES, *settings.allowed_hosts)
-        self.userspace = bool(settings.userspace)
+        self.userspace = settings.userspace
+        self.readers = frozenset(settings.readers)
+        self._identify = Identify(settings.trusted_peers)
+        self._holder = holder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -59,7 +85,7 @@ class Guard:
                 f"The page's origin is {origin!r}.", value=origin, rule=f"Only pages of {host} may do this."
             )
         sent = headers.get("authorization")
-        if sent is None and self.is_local_process(scope, headers):
+        if sent is None and (self.is_local_process(scope, headers) or self._is_reader(scope)):
             return
         if self.token is None or not compare_digest((sent or "").encode(), f"Bearer {self.token}".encode()):
             raise AccessError("The token is wrong." if sent else self._why(scope), fix=TOKEN_FIX)
@@ -69,6 +95,55 @@ class Guard:
             return False
         client = scope["client"]  # None over a unix socket
         return client is None or (is_loopback(client[0]) and not self.userspace)
+
+    def _is_reader(self, scope: Scope) -> bool:
+        """Whether it is somebody who may ask this. False where nobody knows who it is. Raises ReaderError."""
+        person = self._person(scope)
+        if person is None:
+            return False
+        if self.readers.isdisjoint((person.login, *person.tags)):
+            self._check_unnamed(person)
+        if scope["method"] not in SAFE_METHODS and not scope["path"].endswith(READING):
+            raise ReaderError(
+                f"{person.name} may read here, and nothing else.",
+                value=person.name,
+                rule="To delete or to deliver takes a process of the server's machine, or the token.",
+                fix=TOKEN_FIX,
+            )
+        return True
+
+    def _check_unnamed(self, person: Person) -> None:
+        if person.kind == "person" and not self.readers:
+            return
+        why = {
+            "tagged": "Tagged devices are let in by name alone.",
+            "shared": "Devices of other tailnets are let in by name alone.",
+            "funnel": "Nobody is let in from the internet.",
+            "unknown": "That this is somebody of the own tailnet is in no list of its devices.",
+        }
+        raise ReaderError(
+            f"{person.name} may not read here.",
+            value=person.name,
+            rule=why.get(person.kind, "TAILSPAN_READERS names those who may."),
+            fix=TOKEN_FIX if person.kind == "funnel" else f"Add {person.name} to TAILSPAN_READERS.",
+        )
+
+    def _person(self, scope: Scope) -> Person | None:
+        """By a trusted proxy's word, or by the connection itself where tailscaled has a TUN device."""
+        client = scope["client"] and tuple(scope["client"])
+        caller = self._identify(client, dict(scope["headers"]))
+        proven = (caller.unix or not self.userspace) if caller.vouched else self.userspace is False
+        if not proven or caller.forged:
+            return None
+        if caller.kind == "funnel":
+            return Person(None, (), "funnel")
+        device = self._holder(caller.client) if caller.tailnet and caller.client else None
+        if caller.login:
+            known = device is not None and device.login == caller.login
+            return Person(caller.login, (), device.kind if device and known else "unknown")
+        if device is None:
+            return None
+        return Person(device.login, tuple(device.tags.split(",")) if device.tags else (), device.kind)
 
     def _why(self, scope: Scope) -> str:
         client = scope["client"]

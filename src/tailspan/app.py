@@ -27,6 +27,7 @@ from tailspan.reports import Sources
 from tailspan.respond import HANDLERS
 from tailspan.store import Store
 from tailspan.store.duckdb import DuckDB
+from tailspan.tailnet import Listed
 
 PURGE_EVERY_S: Final = 3600.0
 WATCH_EVERY_S: Final = 10.0
@@ -53,7 +54,7 @@ def create_app(settings: Settings, store: DuckDB, clock: Callable[[], datetime] 
         exception_handlers=HANDLERS,  # type: ignore[arg-type]  # Starlette's type knows one kind of exception a handler
     )
     app.include_router(server(of, inbox, clock))
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, holder=_holder(of))
     app.state.inbox, app.state.tailnet = inbox, of.tailnet
     return app
 
@@ -78,7 +79,7 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
     inbox = None if settings.influxdb else Inbox(store, clock, settings.trusted_peers)
     labels = LabelsFile(settings.settings)
     of = _sources(settings, store, labels, clock)
-    guard = Guard(_nothing, settings)
+    guard = Guard(_nothing, settings, _holder(of))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -107,6 +108,11 @@ def _answering(settings: Settings, local: DuckDB) -> Store:
     from tailspan.store.influxdb import InfluxDB  # its client takes memory that only those who use it should spend
 
     return InfluxDB(settings.influxdb, local)
+
+
+def _holder(of: Sources) -> Callable[[str], Listed | None]:
+    assert of.tailnet
+    return of.tailnet.holder
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:

@@ -67,7 +67,7 @@ class Settings:
     influxdb: InfluxDB | None = None  # INFLUXDB_V2_*; None: the database file is the store
     collector_metrics: str = ""  # URL of the collector's own metrics, where one stands before the store
     readers: tuple[str, ...] = ()  # logins and tags that may read; empty: everybody of the own tailnet
-    tailnet_status: str = ""  # a URL or a file that has `tailscale status --json`
+    status: str = ""  # a URL or a file that has `tailscale status --json`
     tailscale: TailscaleAPI | None = None
     headscale: Headscale | None = None
 
@@ -253,7 +253,7 @@ READERS: Final = {
     "TAILSPAN_URL": _url,
     "TAILSPAN_COLLECTOR_METRICS": _web,
     "TAILSPAN_READERS": lambda key, value: _names(value),
-    "TAILSPAN_TAILNET_STATUS": _place,
+    "TAILSPAN_STATUS": _place,
 }
 INFLUXDB_KEYS: Final = frozenset(
     f"INFLUXDB_V2_{name}"

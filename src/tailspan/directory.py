@@ -127,8 +127,9 @@ class Directory:
             log.warning("The device history was not kept: %s", problem)
 
     def holder(self, address: str) -> Listed | None:
-        """The device that has the address now, as far as the sources know."""
-        return self._holders.get(address)
+        """The device that has the address now; None where no source was heard of for a while."""
+        fresh = any(not post.is_stale(self._clock()) for post in self.posts)
+        return self._holders.get(address) if fresh else None
 
     def members(self, now: datetime) -> list[Member]:
         """All devices, those of the first source first."""
@@ -169,8 +170,8 @@ class Directory:
 def sources_of(settings: Settings) -> list[Source]:
     """Those that are set, the first first believed."""
     found: list[Source] = [Local(settings.ts_socket)]
-    if settings.tailnet_status:
-        found.append(Status(settings.tailnet_status))
+    if settings.status:
+        found.append(Status(settings.status))
     if settings.headscale:
         found.append(Headscale(settings.headscale))
     if settings.tailscale:

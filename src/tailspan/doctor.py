@@ -22,6 +22,7 @@ from tailspan.receiver import otlp_headers
 from tailspan.reports import ago
 from tailspan.span import OWN_SERVICE
 
+LOOK: Final = ("no data yet", "behind", "asked too often", "key expires", "old", "not set")  # it goes on all the same
 SILENT_S: Final = 60.0  # four beats of a service
 
 
@@ -48,6 +49,7 @@ FORGED: Final[dict[str, tuple[str, str | None]]] = {
         "If it is your proxy's: TAILSPAN_TRUSTED_PEERS.",
     ),
 }
+State = Literal["ok", "look", "broken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Finding:
     """One link of the chain. `state`: ok, look (nothing is broken, but somebody should know), broken."""
 
     link: str
-    state: Literal["ok", "look", "broken"]
+    state: State
     message: str
     fix: str | None = None
 
@@ -83,14 +85,15 @@ def examine(settings: Settings, client: httpx.Client, environ: Mapping[str, str]
         for source in health["sources"]:
             yield from _source(source)
         yield from _received(health["received"])
+        yield from _tailnet(client)
     yield probe(environ)
     yield from _trust(environ)
     yield _tailscaled(settings)
 
 
 def _source(source: dict[str, Any]) -> Iterator[Finding]:
-    state: dict[str, Literal["ok", "look", "broken"]] = {"ok": "ok", "no data yet": "look", "behind": "look"}
-    yield Finding(source["name"], state.get(source["state"], "broken"), f"{source['state']}: {source['message']}")
+    state: State = "ok" if source["state"] == "ok" else "look" if source["state"] in LOOK else "broken"
+    yield Finding(source["name"], state, f"{source['state']}: {source['message']}")
     for service in source["services"]:
         if service["service"] != OWN_SERVICE:
             yield from _service(service)
@@ -135,6 +138,19 @@ def _service(service: dict[str, Any]) -> Iterator[Finding]:
 def _received(received: dict[str, Any]) -> Iterator[Finding]:
     for reason, count in received["rejected"].items():
         yield Finding("spans", "look", f"{count} were rejected since the server started: {reason}")
+
+
+def _tailnet(client: httpx.Client) -> Iterator[Finding]:
+    """Whether anything lists its devices, and whose keys expire."""
+    answer = client.get("/analytics/tailnet/status")
+    if not answer.is_success:
+        return  # an older server, or one whose store is in trouble, which was told
+    status = answer.json()
+    yield from (found for one in status["sources"] if one["name"] == "tailnet" for found in _source(one))
+    for key in status["keys_expiring"]:
+        how = "has expired" if key["expired"] else f"expires on {key['expires'][:10]}"
+        fix = f"On {key['device']}: tailscale up --force-reauth; or disable key expiry at the admin console."
+        yield Finding("tailnet", "look", f"The key of {key['device']} {how}: then it is cut off.", fix)
 
 
 def probe(environ: Mapping[str, str]) -> Finding:

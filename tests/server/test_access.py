@@ -1,5 +1,6 @@
 """Who gets in: by address, token, Host and Origin."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from tailspan.access import check_listening
 from tailspan.config import Settings
 from tailspan.errors import SettingError
 from tests.server.conftest import Serving
-from tests.server.spans import export, span
+from tests.server.spans import NOW, export, span
+from tests.server.tailnet import STATUS, until
 
 TOKEN = "a-token-for-the-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -36,7 +38,8 @@ TAILNET = ("100.64.0.9", 50000)
         (None, {}, {"userspace": True}, 200),
         (LOOPBACK, {"X-Forwarded-For": "100.64.0.9"}, {}, 401),
         (LOOPBACK, {"Forwarded": "for=100.64.0.9"}, {}, 401),
-        (None, {"Tailscale-User-Login": "ana@example.com"}, {}, 401),
+        (None, {"Tailscale-User-Login": "ana@example.com"}, {}, 403),  # no list says whose tailnet she is of
+        (None, {"Tailscale-User-Login": "ana@example.com"}, {"readers": ("ana@example.com",)}, 200),
         (LOOPBACK, {"X-Forwarded-For": "100.64.0.9"} | BEARER, {"token": TOKEN}, 200),
         (LOOPBACK, {"Host": "evil.example"}, {}, 400),
         (LOOPBACK, {"Host": "evil.example"} | BEARER, {"token": TOKEN}, 400),
@@ -58,6 +61,91 @@ def test_reading_needs_a_local_process_or_the_token(
         if status != 200:
             assert {"code", "message", "fix"} <= answer.json()["error"].keys()
             assert TOKEN not in answer.text
+
+
+def served(login: str | None, address: str) -> dict[str, str]:
+    """What `tailscale serve` adds."""
+    return {"X-Forwarded-For": address} | ({} if login is None else {"Tailscale-User-Login": login})
+
+
+ALICE = served("alice@example.com", "100.64.0.2")
+RUNNER = served(None, "100.64.0.4")
+EVE = served("eve@other.example", "100.64.0.5")
+FUNNEL = {"X-Forwarded-For": "203.0.113.7", "Tailscale-Funnel-Request": "?1"}
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "settings", "status"),
+    [
+        # everybody of the own tailnet, and nobody else
+        (LOOPBACK, ALICE, {}, 200),
+        (None, ALICE, {}, 200),
+        (LOOPBACK, served("alice@example.com", "fd7a:115c:a1e0:ab12:4843:cd96:6240:2"), {}, 200),
+        (LOOPBACK, EVE, {}, 403),
+        (LOOPBACK, RUNNER, {}, 403),
+        (LOOPBACK, FUNNEL, {}, 403),
+        (LOOPBACK, served("alice@example.com", "100.64.0.77"), {}, 403),  # of a device that nobody lists
+        (LOOPBACK, served("alice@example.com", "100.64.0.3"), {}, 403),  # of somebody else's
+        (LOOPBACK, served(None, "100.64.0.77"), {}, 401),
+        # an address without a name, as behind a proxy that adds none
+        (LOOPBACK, served(None, "100.64.0.2"), {}, 200),
+        # a list of readers: those, and nobody else
+        (LOOPBACK, ALICE, {"readers": ("alice@example.com",)}, 200),
+        (LOOPBACK, ALICE, {"readers": ("zoe@example.com", "tag:ci")}, 403),
+        (LOOPBACK, RUNNER, {"readers": ("tag:ci",)}, 200),
+        (LOOPBACK, EVE, {"readers": ("eve@other.example",)}, 200),
+        (LOOPBACK, FUNNEL, {"readers": ("eve@other.example",)}, 403),
+        (LOOPBACK, served("zoe@example.com", "100.64.0.77"), {"readers": ("zoe@example.com",)}, 200),
+        # forged
+        (("192.0.2.9", 50000), ALICE, {}, 401),
+        (("192.0.2.9", 50000), ALICE, {"readers": ("alice@example.com",)}, 401),
+        (TAILNET, ALICE, {"userspace": False}, 401),
+        # where tailnet peers reach loopback, only the unix socket proves anything
+        (LOOPBACK, ALICE, {"userspace": True}, 401),
+        (LOOPBACK, ALICE, {"userspace": True, "readers": ("alice@example.com",)}, 401),
+        (None, ALICE, {"userspace": True}, 200),
+        # straight from the tailnet: the address is proof where tailscaled has a TUN device, and is known to
+        (("100.64.0.2", 50000), {}, {"userspace": False}, 200),
+        (("100.64.0.2", 50000), {}, {}, 401),
+        (("100.64.0.2", 50000), {}, {"userspace": True}, 401),
+        (("100.64.0.4", 50000), {}, {"userspace": False}, 403),
+        # the server's own token and processes need no name
+        (LOOPBACK, EVE | BEARER, {"token": TOKEN}, 200),
+        (LOOPBACK, {}, {"readers": ("zoe@example.com",)}, 200),
+        (LOOPBACK, ALICE | {"Authorization": "Bearer wrong-token-of-someone"}, {"token": TOKEN}, 401),
+        (LOOPBACK, ALICE | {"Host": "evil.example"}, {}, 400),
+    ],
+)
+def test_people_of_the_tailnet_may_read_as_far_as_they_are_proven(
+    serving: Serving, peer: Any, headers: dict[str, str], settings: dict[str, Any], status: int
+) -> None:
+    with serving(peer=peer, status=str(STATUS), **settings) as client:
+        until(lambda: client.app.state.tailnet.posts[-1].look)  # type: ignore[attr-defined]  # it is our app
+        for method, path in (("GET", "/analytics/active"), ("GET", "/healthz"), ("POST", "/analytics/query")):
+            answer = client.request(method, path, headers=headers, json={"metrics": ["requests"]})
+            assert answer.status_code == status
+        if status == 403:
+            error = answer.json()["error"]
+            assert (error["code"], {"message", "rule", "fix"} <= error.keys()) == ("not_a_reader", True)
+
+
+@pytest.mark.parametrize("headers", [ALICE, RUNNER])
+def test_who_may_read_may_not_delete_or_deliver(serving: Serving, headers: dict[str, str]) -> None:
+    with serving(status=str(STATUS), readers=("alice@example.com", "tag:ci")) as client:
+        until(lambda: client.app.state.tailnet.posts[-1].look)  # type: ignore[attr-defined]  # as above
+        assert client.get("/analytics/active", headers=headers).status_code == 200
+        assert client.delete("/analytics/people/ana@example.com", headers=headers).status_code == 403
+        assert client.post("/v1/traces", json=export(span(1)), headers=headers).status_code == 403
+        assert client.post("/analytics/query", json={"metrics": ["requests"]}, headers=headers).status_code == 200
+
+
+def test_a_list_that_was_not_renewed_for_long_lets_nobody_in(serving: Serving) -> None:
+    nows = [NOW]
+    with serving(now=lambda: nows[-1], status=str(STATUS)) as client:
+        until(lambda: client.app.state.tailnet.posts[-1].look)  # type: ignore[attr-defined]  # as above
+        assert client.get("/analytics/active", headers=ALICE).status_code == 200
+        nows.append(NOW + timedelta(hours=1))
+        assert client.get("/analytics/active", headers=ALICE).status_code == 403
 
 
 @pytest.mark.parametrize(

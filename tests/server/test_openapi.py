@@ -35,7 +35,7 @@ ALL = [
 
 
 def test_every_answer_is_one_that_the_document_promises(serving: Serving) -> None:
-    with serving(token=TOKEN, tailnet_status=str(STATUS)) as client:
+    with serving(token=TOKEN, status=str(STATUS)) as client:
         spans = (span(1), span(2, CALL, ago=60), span(3, LEO, ago=90), span(4, POLL), beat(5))
         client.post("/v1/traces", json=export(*spans), headers=HEADERS)
         schema = schemathesis.openapi.from_asgi("/openapi.json", client.app, headers=HEADERS)

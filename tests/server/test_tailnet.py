@@ -1,7 +1,7 @@
 """The tailnet's devices: listed by any source, kept as a history, joined to requests, and told."""
 
-import time
-from collections.abc import Callable
+import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -10,10 +10,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from tailspan.config import Headscale as HeadscaleSettings
-from tailspan.config import TailscaleAPI
+from tailspan.config import Settings, TailscaleAPI
 from tailspan.demo.localapi import LocalAPI
-from tailspan.directory import Directory, changes, entry_of
-from tailspan.errors import TailnetError
+from tailspan.directory import Directory, changes, entry_of, sources_of
+from tailspan.errors import SettingError, TailnetError
 from tailspan.store.duckdb import DuckDB
 from tailspan.tailnet import Listed, Look
 from tailspan.tailnet.api import API
@@ -22,7 +22,7 @@ from tailspan.tailnet.local import Local
 from tailspan.tailnet.status import Status
 from tests.server.conftest import Serving
 from tests.server.spans import ANA, NOW, NOW_NS, export, span
-from tests.server.tailnet import API_KEY, CLIENT, FIXTURES, HEADSCALE_KEY, STATUS, headscale, tailscale
+from tests.server.tailnet import API_KEY, CLIENT, FIXTURES, HEADSCALE_KEY, STATUS, Answer, headscale, tailscale, until
 
 SIX: Final = "fd7a:115c:a1e0:ab12:4843:cd96:6240:"
 ALICE: Final = Listed(
@@ -66,23 +66,21 @@ UNKNOWN: Final = {  # of a log line, or of a service without tailscaled's socket
 }
 
 
-def until(check: Callable[[], Any]) -> Any:
-    """Its first true answer."""
-    deadline = time.monotonic() + 20
-    while not (found := check()):
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
-    return found
-
-
 def get(client: TestClient, path: str, **params: Any) -> Any:
-    found = client.get(f"/analytics/{path}", params=params)
+    found = client.get(f"/analytics/{path}", params=params or None)
     assert found.status_code == 200, found.text
     return found.json()
 
 
-def states(client: TestClient) -> dict[str, str]:
-    return {source["name"]: source["state"] for source in get(client, "tailnet/status")["sources"]}
+def loaded(client: TestClient) -> None:
+    """Waits until each source was looked at and its devices are in the history."""
+
+    def is_so() -> bool:
+        found = get(client, "tailnet/devices")
+        told = {one["state"] for one in found["sources"] if one["name"].startswith("tailnet")}
+        return told == {"ok"} and all(one["first_seen"] for one in found["devices"])
+
+    until(is_so)
 
 
 def by_id(look: Look) -> dict[str, Listed]:
@@ -205,8 +203,8 @@ def named(client: TestClient) -> list[tuple[Any, ...]]:
 
 def test_requests_with_an_address_alone_are_named_by_the_list_as_of_their_time(serving: Serving) -> None:
     clock = Clock()
-    with serving(now=clock, tailnet_status=str(STATUS)) as client:
-        until(lambda: states(client)["tailnet status"] == "ok")
+    with serving(now=clock, status=str(STATUS)) as client:
+        loaded(client)
         addresses = ("100.64.0.2", "100.64.0.4", "100.64.0.5", f"{SIX}2", "100.64.0.99")
         later = [unknown(number, address, ago=-number) for number, address in enumerate(addresses, 1)]
         client.post("/v1/traces", json=export(unknown(9, "100.64.0.2", ago=5), *later))
@@ -226,7 +224,7 @@ def test_requests_with_an_address_alone_are_named_by_the_list_as_of_their_time(s
 def test_a_device_is_presumed_to_have_had_its_address_since_it_joined(serving: Serving) -> None:
     with tailscale() as control, serving(tailscale=TailscaleAPI(key=API_KEY, url=control.url)) as client:
         client.post("/v1/traces", json=export(unknown(1, "100.64.0.2", ago=86000), unknown(2, "100.64.0.5", ago=5)))
-        until(lambda: states(client)["tailnet api"] == "ok")
+        loaded(client)
         assert named(client) == [
             (None, None, None, "unknown", "none"),  # shared in: the API does not say since when
             ("alice@example.com", "alice-laptop", None, "person", "device_list"),
@@ -366,3 +364,415 @@ def test_a_source_that_fell_silent_comes_last(kept: DuckDB) -> None:
     assert [one.device.node for one in directory.members(clock.now)] == ["studio"]
     directory.ask(directory.posts[0])
     assert [one.device.node for one in directory.members(clock.now)] == ["alice-laptop"]
+
+
+# What goes wrong
+
+
+def refused(source: Any) -> TailnetError:
+    with pytest.raises(TailnetError) as problem:
+        source.look()
+    assert "secret" not in f"{problem.value}{problem.value!r}{source!r}"
+    return problem.value
+
+
+DEVICES: Final = "/api/v2/tailnet/-/devices"
+NODES: Final = "/api/v1/node"
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "said"),
+    [
+        (Answer({"message": "API token invalid"}, 401), "wrong token", "TAILSCALE_API_KEY"),
+        (Answer({"message": "not allowed"}, 403), "not allowed", "devices:core:read"),
+        (Answer({"message": "tailnet not found"}, 404), "unreadable", "TAILNET"),
+        (Answer({"message": "rate limited"}, 429), "asked too often", "rate limited"),
+        (Answer(b"<html>bad gateway</html>", 502, "text/html"), "unreachable", "bad gateway"),
+        (Answer(b"<html>log in</html>", 200, "text/html"), "unreadable", "answers no JSON"),
+        (Answer([]), "unreadable", "no JSON object"),
+        (Answer({"devices": [{"name": "half"}]}), "unreadable", "another shape"),
+        (Answer({"devices": [{"nodeId": "n", "name": "n", "addresses": ["nonsense"]}]}), "unreadable", "nonsense"),
+        (Answer({"devices": "none"}), "unreadable", "another shape"),
+        (Answer({"devices": [None]}), "unreadable", "another shape"),
+        (Answer(b"[" * 100_000), "unreadable", "answers no JSON"),
+    ],
+)
+def test_each_refusal_of_the_api_is_a_state_of_its_own_and_shows_no_key(answer: Answer, state: str, said: str) -> None:
+    with tailscale(**{DEVICES: answer}) as control:
+        problem = refused(API(TailscaleAPI(key=API_KEY, url=control.url)))
+    assert (problem.state, said in str(problem)) == (state, True)
+
+
+def test_a_wrong_key_of_headscale_gets_its_plain_refusal_and_the_fix() -> None:
+    with headscale() as control:
+        problem = refused(Headscale(HeadscaleSettings(control.url, "hskey-api-wrong")))
+        assert (problem.state, "'Unauthorized'" in str(problem), "apikeys create" in str(problem)) == (
+            "wrong token",
+            True,
+            True,
+        )
+        problem = refused(Headscale(HeadscaleSettings(f"{control.url}/web", HEADSCALE_KEY)))
+        assert (problem.state, "HEADSCALE_URL" in str(problem)) == ("unreadable", True)
+    problem = refused(Headscale(HeadscaleSettings(control.url, HEADSCALE_KEY)))
+    assert problem.state == "unreachable"
+
+
+def test_keys_that_cannot_be_asked_for_cost_no_device() -> None:
+    with headscale(**{"/api/v1/apikey": Answer({}, 500)}) as control:
+        look = Headscale(HeadscaleSettings(control.url, HEADSCALE_KEY)).look()
+        assert (len(look.devices), look.key_expires) == (4, None)
+    with tailscale(**{"/api/v2/tailnet/-/keys/kTESTCNTRL": Answer({}, 403)}) as control:
+        look = API(TailscaleAPI(key=API_KEY, url=control.url)).look()
+        assert (len(look.devices), look.key_expires) == (4, None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "state", "said"),
+    [
+        ({"BackendState": "NeedsLogin", "Peer": None}, "logged out", "tailscale up"),
+        ({"BackendState": "Stopped"}, "logged out", "tailscale up"),
+        ({"BackendState": "NeedsMachineAuth"}, "logged out", "Machines"),
+        ({"BackendState": None}, "unreadable", "BackendState is missing"),
+        ({"Peer": {"nodekey:1": {"ID": "n1"}}}, "unreadable", "another shape"),
+    ],
+)
+def test_a_tailscaled_that_is_not_in_the_tailnet_says_so_and_what_helps(
+    changed: dict[str, Any], state: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "status.json").write_text(json.dumps(json.loads(STATUS.read_text()) | changed))
+    problem = refused(Status(str(tmp_path / "status.json")))
+    assert (problem.state, said in str(problem)) == (state, True)
+
+
+def test_exit_nodes_for_rent_and_devices_without_an_address_are_no_visitors(tmp_path: Path) -> None:
+    status = json.loads(STATUS.read_text())
+    peer = next(iter(status["Peer"].values()))
+    status["Peer"] |= {
+        "nodekey:1": peer | {"ID": "m1", "DNSName": "se-got-wg-001.mullvad.ts.net.", "Tags": ["tag:mullvad-exit-node"]},
+        "nodekey:2": peer | {"ID": "n9", "TailscaleIPs": None},
+    }
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    look = Status(str(tmp_path / "status.json")).look()
+    assert (len(look.devices), look.left_out) == (5, 1)
+
+
+def test_files_and_sockets_that_are_not_there_or_are_something_else_are_told(tmp_path: Path) -> None:
+    assert refused(Status(str(tmp_path / "none.json"))).state == "unreachable"
+    (tmp_path / "torn.json").write_text(STATUS.read_text()[:1000])
+    assert refused(Status(str(tmp_path / "torn.json"))).state == "unreadable"
+    assert refused(Local(tmp_path / "none.sock")).state == "unreachable"
+    (tmp_path / "file.sock").write_text("")
+    assert refused(Local(tmp_path / "file.sock")).state == "unreachable"
+
+
+def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tailscale(**{DEVICES: Answer(b" " * 3_000_000)}) as control:
+        api = API(TailscaleAPI(key=API_KEY, url=control.url))
+        monkeypatch.setattr("tailspan.tailnet.MAX_BYTES", 2_000_000)
+        assert (refused(api).state, "more than 2 MB" in str(refused(api))) == ("unreadable", True)
+        monkeypatch.undo()
+        monkeypatch.setattr("tailspan.tailnet.TIMEOUT_S", -1)
+        assert refused(api).state == "slow"
+
+
+def test_a_source_in_trouble_is_left_alone_for_longer_each_time_and_as_long_as_it_wishes(kept: DuckDB) -> None:
+    source = Given()
+    directory = Directory([source], kept, Clock())
+    [post] = directory.posts
+
+    def next_s(state: Any, again_s: float | None = None) -> float:
+        source.says = TailnetError(state, "No.", again_s=again_s)
+        directory.ask(post)
+        return post.next_s
+
+    assert [next_s("unreachable") for _ in range(8)] == [5, 10, 20, 40, 80, 160, 300, 300]
+    assert [next_s("asked too often", wish) for wish in (0, 42.0, 10**9)] == [5, 42, 3600]
+    assert next_s("wrong token") == 300
+    source.says = Look((ALICE,))
+    directory.ask(post)
+    assert post.next_s == 30
+
+
+@pytest.mark.parametrize(("sent", "wished"), [("120", 120), ("Wed, 21 Oct 2015 07:28:00 GMT", 5), ("soon", 5)])
+def test_retry_after_is_read_as_seconds_or_as_a_date(sent: str, wished: float, kept: DuckDB) -> None:
+    with tailscale(**{DEVICES: Answer({"message": "rate limited"}, 429, Retry_After=sent)}) as control:
+        directory = Directory([API(TailscaleAPI(key=API_KEY, url=control.url))], kept, Clock())
+        directory.ask(directory.posts[0])
+    assert (directory.posts[0].next_s, directory.told(NOW)[0].state) == (wished, "asked too often")
+
+
+def test_what_a_source_said_holds_while_it_is_in_trouble_and_answers_say_so(serving: Serving, tmp_path: Path) -> None:
+    file = tmp_path / "status.json"
+    shutil.copyfile(STATUS, file)
+    with serving(status=str(file)) as client:
+        directory: Directory = client.app.state.tailnet  # type: ignore[attr-defined]  # it is our app
+        until(lambda: directory.posts[-1].look)
+        file.unlink()
+        directory.ask(directory.posts[-1])
+        for path in ("active", "access-logs", "tailnet/devices"):
+            told = {source["name"]: source for source in get(client, path)["sources"]}["tailnet status"]
+            assert (told["state"], "Until then holds what it said 2026-03-01T12:00:00Z" in told["message"]) == (
+                "unreachable",
+                True,
+            )
+        assert get(client, "tailnet/devices")["summary"]["devices"] == 5
+
+
+@pytest.mark.parametrize(
+    ("look", "state"),
+    [
+        (Look((ALICE,)), "ok"),
+        (Look((ALICE,), key_expires=NOW + timedelta(days=14)), "key expires"),
+        (Look((ALICE,), key_expires=NOW + timedelta(days=15)), "ok"),
+        (Look((ALICE,), written=NOW - timedelta(minutes=59)), "ok"),
+        (Look((ALICE,), written=NOW - timedelta(minutes=61)), "old"),
+    ],
+)
+def test_a_key_that_expires_soon_and_a_file_that_nobody_writes_are_told_before_they_matter(
+    look: Look, state: str, kept: DuckDB
+) -> None:
+    source = Given()
+    source.says = look
+    directory = Directory([source], kept, Clock())
+    directory.ask(directory.posts[0])
+    assert directory.told(NOW)[0].state == state
+
+
+def test_a_store_that_cannot_be_written_is_tried_again_with_the_next_look(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = DuckDB(tmp_path / "closed.duckdb")
+    store.close()
+    directory = Directory([Given()], store, Clock())
+    directory.ask(directory.posts[0])
+    assert "The device history was not kept" in caplog.text
+
+
+# Settings
+
+
+def test_sources_are_chosen_by_what_is_set(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"{API_KEY}\n")
+    environ = {
+        "TS_SOCKET": "/nowhere",
+        "TAILSPAN_STATUS": "/shared/status.json",
+        "HEADSCALE_URL": "https://headscale.example/",
+        "HEADSCALE_API_KEY": HEADSCALE_KEY,
+        "TAILSCALE_API_KEY_FILE": str(tmp_path / "key"),
+        "TAILNET": "example.com",
+        "TAILSPAN_READERS": "ana@example.com, tag:ops",
+    }
+    settings = Settings.read(environ)
+    found = [(source.name, source.place) for source in sources_of(settings)]
+    assert found == [
+        ("local", "tailscaled at /nowhere"),
+        ("status", "/shared/status.json"),
+        ("headscale", "https://headscale.example"),
+        ("api", "https://api.tailscale.com"),
+    ]
+    assert settings.tailscale == TailscaleAPI(key=API_KEY, tailnet="example.com")
+    assert settings.readers == ("ana@example.com", "tag:ops")
+    assert [source.name for source in sources_of(Settings.read({}))] == ["local"]
+    client = {"TAILSCALE_OAUTH_CLIENT_ID": CLIENT[0], "TAILSCALE_OAUTH_CLIENT_SECRET": CLIENT[1]}
+    assert Settings.read(environ | client).tailscale == TailscaleAPI(
+        client_id=CLIENT[0], client_secret=CLIENT[1], tailnet="example.com"
+    )
+    assert not any(secret in repr(Settings.read(environ | client)) for secret in (API_KEY, HEADSCALE_KEY, CLIENT[1]))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"HEADSCALE_URL": "https://headscale.example"}, "HEADSCALE_API_KEY"),
+        ({"HEADSCALE_URL": "headscale", "HEADSCALE_API_KEY": HEADSCALE_KEY}, "HEADSCALE_URL"),
+        ({"TAILSCALE_OAUTH_CLIENT_ID": "k"}, "TAILSCALE_OAUTH_CLIENT_SECRET"),
+        ({"TAILSCALE_OAUTH_CLIENT_SECRET": "secretsecret"}, "TAILSCALE_OAUTH_CLIENT_ID"),
+        ({"TAILSCALE_API_KEY": "two secrets"}, "TAILSCALE_API_KEY"),
+        ({"TAILSCALE_API_KEY_FILE": "/nowhere"}, "TAILSCALE_API_KEY_FILE"),
+        ({"TAILSCALE_API_KEY": API_KEY, "TAILNET": "../other"}, "TAILNET"),
+        ({"TAILSPAN_STATUS": "https://me:secret@box/status"}, "TAILSPAN_STATUS"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_and_no_secret_shown(given: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingError, match=said) as problem:
+        Settings.read(given)
+    assert not any(value in str(problem.value) for value in ("me:secret", "two secrets", "secretsecret"))
+
+
+# Questions
+
+
+def test_the_devices_are_listed_with_their_use_those_who_use_nothing_and_those_whom_nobody_knows(
+    serving: Serving,
+) -> None:
+    known = {**ANA, "user.name": "alice@example.com", "user.full_name": "Alice", "tailscale.node": "alice-laptop"}
+    known |= {"tailscale.node.id": ALICE.node_id, "tailscale.address": "100.64.0.2"}
+    gone = {**ANA, "tailscale.node": "old-laptop", "tailscale.node.id": "gone", "tailscale.address": "100.64.0.88"}
+    checks = {**known, "tailspan.traffic": "health"}
+    with tailscale() as control, serving(tailscale=TailscaleAPI(key=API_KEY, url=control.url)) as client:
+        client.post(
+            "/v1/traces",
+            json=export(
+                span(1, known, ago=60),
+                span(2, known, ago=30),
+                span(3, checks, ago=10),
+                span(4, gone, ago=86400 * 3),
+                unknown(5, "100.64.0.99", ago=20),
+                unknown(6, "100.64.0.2", ago=25),
+                span(7, known, ago=86400 * 8),
+            ),
+        )
+        loaded(client)
+        found = get(client, "tailnet/devices")
+        assert found["summary"] == {
+            "devices": 4,
+            "online": 3,
+            "using": 1,
+            "online_not_using": 2,
+            "unknown": 2,
+            "new_devices": 2,
+            "new_people": 1,
+        }
+        assert found["devices"][0] == {
+            "id": ALICE.node_id,
+            "name": "alice-laptop",
+            "user": "alice@example.com",
+            "full_name": None,
+            "tags": [],
+            "kind": "person",
+            "addresses": list(ALICE.addresses),
+            "os": "linux",
+            "version": "1.96.5-t1234567-g89abcdef0",
+            "online": True,
+            "last_seen": None,
+            "joined": "2025-12-01T05:23:30Z",
+            "first_seen": "2025-12-01T05:23:30.000Z",
+            "key_expires": "2026-03-09T04:44:05Z",
+            "key_expired": False,
+            "listed_by": ["api"],
+            "requests": 3,
+            "last_request": "2026-03-01T11:59:35.000Z",
+        }
+        idle = get(client, "tailnet/devices", online=True, using=False)["devices"]
+        assert [(one["name"], one["tags"], one["requests"], one["last_request"]) for one in idle] == [
+            ("ci-runner", ["tag:ci"], 0, None),
+            ("ext-box.other-net.ts.net", [], 0, None),
+        ]
+        assert found["unknown"] == [
+            {
+                "address": "100.64.0.99",
+                "device_id": None,
+                "device": None,
+                "user": None,
+                "requests": 1,
+                "last_request": "2026-03-01T11:59:40.000Z",
+            },
+            {
+                "address": "100.64.0.88",
+                "device_id": "gone",
+                "device": "old-laptop",
+                "user": "ana@example.com",
+                "requests": 1,
+                "last_request": "2026-02-26T12:00:00.000Z",
+            },
+        ]
+        assert [one["name"] for one in found["new_devices"]] == ["ext-box.other-net.ts.net", "zoe-phone"]
+        assert found["new_people"] == [{"user": "ana@example.com", "first_seen": "2026-02-26T12:00:00.000Z"}]
+        assert (found["start"], found["end"]) == ("2026-02-22T12:00:00.000Z", "2026-03-01T12:00:00.000Z")
+        cut = get(client, "tailnet/devices", limit=1)
+        assert (len(cut["devices"]), cut["more"]) == (1, {"devices": 3, "unknown": 1, "new_devices": 1})
+        assert get(client, "tailnet/devices", device="zoe-phone")["summary"]["devices"] == 1
+        assert get(client, "tailnet/devices", user="alice@example.com", service="nope")["devices"][0]["requests"] == 0
+
+
+def test_a_device_is_told_by_id_or_name_with_its_past_also_where_nobody_lists_it_any_more(serving: Serving) -> None:
+    whois = {**ANA, "tailspan.identity.source": "whois"}
+    renamed = {**whois, "tailscale.node": "studio"}
+    with serving(status=str(STATUS)) as client:
+        client.post(
+            "/v1/traces",
+            json=export(span(1, whois, ago=90), span(2, renamed, ago=60), span(3, renamed, ago=30, took_ms=1)),
+        )
+        loaded(client)
+        by_name, by_id = (get(client, f"tailnet/devices/{one}") for one in ("studio", "n1CNTRL"))
+        assert by_name == by_id
+        assert (by_id["listed"], by_id["device"]["name"], by_id["device"]["requests"]) == (False, "studio", 3)
+        assert by_id["services"] == [
+            {"service": "dashboard", "environment": None, "requests": 3, "last_request": "2026-03-01T11:59:30.000Z"}
+        ]
+        assert [(one["device"], one["start"], one["end"]) for one in by_id["history"]] == [
+            ("studio", "2026-03-01T11:59:00.000Z", None),
+            ("ana-laptop", "2026-03-01T11:58:30.000Z", "2026-03-01T11:59:00.000Z"),
+        ]
+        listed = get(client, "tailnet/devices/ci-runner")
+        assert (listed["listed"], listed["device"]["tags"], listed["services"]) == (True, ["tag:ci"], [])
+        missing = client.get("/analytics/tailnet/devices/ci-runer")
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_device")
+        assert missing.json()["error"]["fix"] == "Did you mean 'ci-runner'?"
+
+
+def test_whose_an_address_is_every_source_says_for_itself(serving: Serving) -> None:
+    with tailscale() as control:
+        api = TailscaleAPI(key=API_KEY, url=control.url)
+        with serving(status=str(STATUS), tailscale=api) as client:
+            whois = {**ANA, "tailspan.identity.source": "whois", "tailscale.address": "100.64.0.2"}
+            client.post("/v1/traces", json=export(span(1, whois, ago=90), span(2, whois, ago=60)))
+            loaded(client)
+            found = get(client, "tailnet/who-is", address="100.64.0.2")
+            nobody = get(client, "tailnet/who-is", address="FD7A:115C:A1E0::99")
+            wrong = client.get("/analytics/tailnet/who-is", params={"address": "laptop"})
+    assert (found["device"]["name"], found["device"]["listed_by"]) == ("alice-laptop", ["status", "api"])
+    assert [(one["source"], one["device"], one["user"], one["as_of"]) for one in found["says"]] == [
+        ("status", "alice-laptop", "alice@example.com", "2026-03-01T12:00:00Z"),
+        ("api", "alice-laptop", "alice@example.com", "2026-03-01T12:00:00Z"),
+        ("requests", "ana-laptop", "ana@example.com", "2026-03-01T11:58:30.000Z"),
+    ]
+    assert ("ana-laptop", "whois") in [(one["device"], one["source"]) for one in found["history"]]
+    assert found["used_by"] == [
+        {
+            "user": "ana@example.com",
+            "device_id": "n1CNTRL",
+            "service": "dashboard",
+            "requests": 2,
+            "last_request": "2026-03-01T11:59:00.000Z",
+        }
+    ]
+    assert (nobody["address"], nobody["device"], nobody["used_by"]) == ("fd7a:115c:a1e0::99", None, [])
+    assert [one["device"] for one in nobody["says"]] == [None, None]
+    assert (wrong.status_code, wrong.json()["error"]["message"]) == (422, "address is 'laptop'.")
+
+
+def test_the_status_says_who_is_there_and_whose_keys_expire(serving: Serving) -> None:
+    with tailscale() as control:
+        api = TailscaleAPI(key=API_KEY, url=control.url)
+        with serving(status=str(STATUS), tailscale=api) as client:
+            loaded(client)
+            found = get(client, "tailnet/status")
+    assert {name: found[name] for name in ("devices", "online", "people", "tagged", "shared")} == {
+        "devices": 5,
+        "online": 5,
+        "people": 3,
+        "tagged": 1,
+        "shared": 1,
+    }
+    assert (found["tailnet"], found["magic_dns_suffix"]) == ("fake-control.example.net", "tail-scale.ts.net")
+    assert found["keys_expiring"] == [
+        {
+            "id": ALICE.node_id,
+            "device": "alice-laptop",
+            "user": "alice@example.com",
+            "expires": "2026-03-09T04:44:05Z",
+            "expired": False,
+        }
+    ]
+    assert [(one["name"], one["device"], one["userspace"], one["key_expires"]) for one in found["listed_by"]] == [
+        ("status", "appsrv", True, None),
+        ("api", None, None, "2026-05-30T00:00:00Z"),
+    ]
+
+
+def test_without_any_source_the_answers_say_how_to_set_one(client: TestClient) -> None:
+    for path in ("tailnet/devices", "tailnet/status", "tailnet/who-is?address=100.64.0.2"):
+        told = get(client, path)["sources"][-1]
+        assert (told["name"], told["state"], "TAILSCALE_API_KEY" in told["message"]) == ("tailnet", "not set", True)
+    assert [source["name"] for source in get(client, "active")["sources"]] == ["store"]

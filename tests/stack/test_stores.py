@@ -314,7 +314,7 @@ def test_requests_are_named_by_the_tailnets_list_alike_and_its_questions_answere
         for name, chosen in (("embedded", None), ("beside", influxdb)):
             store = DuckDB(tmp_path / f"{name}.duckdb")
             store.write(world if chosen is None else ())
-            settings = Settings(influxdb=chosen, ts_socket=tmp_path / "nowhere", tailnet_status=str(STATUS))
+            settings = Settings(influxdb=chosen, ts_socket=tmp_path / "nowhere", status=str(STATUS))
             app = create_app(settings, store, lambda: nows[-1])
             with TestClient(app, "http://127.0.0.1:8100", client=("127.0.0.1", 50000)) as client:
                 until(store.learned, "the list was not kept")

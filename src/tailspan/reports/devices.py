@@ -15,7 +15,7 @@ NOT_SET: Final = Source(
     name="tailnet",
     state="not set",
     newest=None,
-    message="No source lists the tailnet's devices: set TS_SOCKET, TAILSPAN_TAILNET_STATUS, HEADSCALE_URL or "
+    message="No source lists the tailnet's devices: set TS_SOCKET, TAILSPAN_STATUS, HEADSCALE_URL or "
     "TAILSCALE_API_KEY.",
 )
 NO_USE: Final = {"traffic": ("health", "internal")}

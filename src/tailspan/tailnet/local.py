@@ -1,5 +1,6 @@
 """The tailscaled of this machine, by the status of its LocalAPI: read by anybody who can open the socket."""
 
+import socket
 from pathlib import Path
 from typing import Final
 
@@ -26,9 +27,13 @@ class Local:
         return self.socket.exists()
 
     def look(self) -> Look:
-        if not self.is_there:
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:  # httpx leaves a failed connect to the garbage collector
+                probe.settimeout(TIMEOUT_S)
+                probe.connect(str(self.socket))
+        except OSError as problem:
             fix = "Start tailscaled; in a container, mount its socket, or set TS_SOCKET."
-            raise TailnetError("unreachable", f"There is no {self.place}.", fix=fix)
+            raise TailnetError("unreachable", f"No {self.place}: {problem.strerror}.", fix=fix) from problem
         transport = httpx.HTTPTransport(uds=str(self.socket), verify=False)  # no TLS, so no certificates to load
         with httpx.Client(transport=transport, timeout=TIMEOUT_S) as client:
             return read(answered(client.stream("GET", URL), self.place, {}), self.place)
