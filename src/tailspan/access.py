@@ -21,6 +21,7 @@ import httpx
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from tailspan_otel.identity import Identify
+from tailspan_otel.peers import Peers
 
 from tailspan.config import Settings, is_loopback
 from tailspan.errors import AccessError, HostError, OriginError, ReaderError, SettingError, TailspanError
@@ -58,7 +59,7 @@ class Guard:
         self.names = (*LOCAL_NAMES, *settings.allowed_hosts)
         self.userspace = settings.userspace
         self.readers = frozenset(settings.readers)
-        self._identify = Identify(settings.trusted_peers)
+        self._identify = Identify(Peers(settings.trusted_peers).trusts)
         self._holder = holder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
