@@ -110,6 +110,10 @@ class Visited:
         answer = self.client.get(f"/analytics/{path}", params={"service": "factory", **parameters})
         assert answer.status_code == 200, answer.text
         content: Json = answer.json()
+        if "end" in content:  # of what was asked just now; everything happened before
+            length = {"days": 7} if "days" in parameters else {"minutes": 5}
+            start, end = moment(content.pop("start")), moment(content.pop("end"))
+            assert end - start == timedelta(**length) and self.stop - timedelta(seconds=1) <= end <= now()
         store, settings = content.pop("sources")
         factory, own = store.pop("services")
         assert (own["service"], own["stopped"], list(own)) == ("tailspan", False, list(factory))
@@ -363,6 +367,7 @@ def test_active_has_who_last_did_something_first(visited: Visited) -> None:
             for who in (zoe, leo, ana, eva)
         ],
         "total_active": 4,
+        "zone": "UTC",
     }
 
 

@@ -10,10 +10,11 @@ from typing import Final
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from opentelemetry.sdk.trace.export import SpanExporter
-from starlette.types import Receive, Scope, Send
 from tailspan_otel import instrument, service_name
+from tailspan_otel.traffic import AGENT_PATH
 
 from tailspan.access import Guard
+from tailspan.agent import Agent
 from tailspan.collector import Collector
 from tailspan.config import Settings
 from tailspan.directory import Directory, sources_of
@@ -46,14 +47,16 @@ def create_app(settings: Settings, store: DuckDB, clock: Callable[[], datetime] 
     """
     inbox = None if settings.influxdb else Inbox(store, clock, settings.trusted_peers)
     of = _sources(settings, store, LabelsFile(settings.settings), clock)
+    mcp = Agent(settings, of, clock)
     app = FastAPI(
         title="tailspan",
         summary="Who uses your tailnet services, from which device, doing what, and how fast.",
         version=version("tailspan"),
-        lifespan=lambda app: _working(of, store, settings.retention_days, clock),
+        lifespan=lambda app: _working(of, store, settings.retention_days, clock, mcp),
         exception_handlers=HANDLERS,  # type: ignore[arg-type]  # Starlette's type knows one kind of exception a handler
     )
     app.include_router(server(of, inbox, clock))
+    app.add_route(AGENT_PATH, mcp, include_in_schema=False)  # type: ignore[arg-type]  # Starlette takes ASGI apps too
     app.add_middleware(Guard, settings=settings, holder=_holder(of))
     app.state.inbox, app.state.tailnet = inbox, of.tailnet
     return app
@@ -79,12 +82,13 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
     inbox = None if settings.influxdb else Inbox(store, clock, settings.trusted_peers)
     labels = LabelsFile(settings.settings)
     of = _sources(settings, store, labels, clock)
-    guard = Guard(_nothing, settings, _holder(of))
+    mcp = Agent(settings, of, clock)
+    guard = Guard(mcp, settings, _holder(of))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         labels.documents.own = Document(service_name(app), "The OpenAPI document of this app", app.openapi)
-        async with _working(of, store, settings.retention_days, clock):
+        async with _working(of, store, settings.retention_days, clock, mcp):
             yield
         store.close()
 
@@ -94,6 +98,7 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
     routes = Router(lifespan=lifespan, dependencies=[Depends(check)])
     routes.exporter = InProcess(inbox, clock) if inbox else None
     routes.include_router(mounted(of, inbox, clock))
+    routes.add_route(AGENT_PATH, guard, include_in_schema=False)  # type: ignore[arg-type]  # as above
     return routes
 
 
@@ -115,10 +120,6 @@ def _holder(of: Sources) -> Callable[[str], Listed | None]:
     return of.tailnet.holder
 
 
-async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
-    """What a guard that only checks stands before."""
-
-
 def know_viewers(app: FastAPI, clock: Callable[[], datetime] = utc_now) -> None:
     """Records who asks the server itself, as any instrumented service would. Call it last."""
     if app.state.inbox:
@@ -128,14 +129,17 @@ def know_viewers(app: FastAPI, clock: Callable[[], datetime] = utc_now) -> None:
 
 
 @asynccontextmanager
-async def _working(of: Sources, store: DuckDB, days: int, clock: Callable[[], datetime]) -> AsyncIterator[None]:
+async def _working(
+    of: Sources, store: DuckDB, days: int, clock: Callable[[], datetime], mcp: Agent
+) -> AsyncIterator[None]:
     """What a server does unasked, while it runs."""
     tasks = [asyncio.create_task(_purge_by_itself(store, days, clock))]
     if of.collector:
         tasks.append(asyncio.create_task(_watch_by_itself(of.collector, clock)))
     if of.tailnet:
         of.tailnet.start()
-    yield
+    async with mcp.run():
+        yield
     if of.tailnet:
         of.tailnet.stop()
     for task in tasks:

@@ -84,6 +84,9 @@ ACTIVE_EXAMPLE = {
         }
     ],
     "total_active": 1,
+    "start": "2025-10-08T14:29:20.000Z",
+    "end": "2025-10-08T14:34:20.000Z",
+    "zone": "Europe/Madrid",
     "sources": SOURCES_EXAMPLE,
 }
 LOGS_EXAMPLE = {

@@ -11,6 +11,7 @@
     ├── DeliveryError        400  a delivery of spans that cannot be read
     │   ├── TypeOfDeliveryError  415
     │   └── SizeOfDeliveryError  413
+    ├── NotInstalledError  501  a part that is not installed
     ├── UnsentError               what is exported, and nobody takes
     ├── MissingError         404  there is no such device
     ├── TailnetError         503  a list of the tailnet's devices cannot be had
@@ -105,6 +106,11 @@ class TypeOfDeliveryError(DeliveryError):
 class SizeOfDeliveryError(DeliveryError):
     status = 413
     code = "body_too_large"
+
+
+class NotInstalledError(TailspanError):
+    status = 501
+    code = "not_installed"
 
 
 class UnsentError(TailspanError):

@@ -88,6 +88,8 @@ def parse(text: str, name: str = "settings.toml") -> Labels:
         raise SettingError(f"{name} is no TOML: {problem}.", rule="See toml.io.") from None
     where = _Where(text, name)
     where.known(content, TABLES)
+    where.language(content)
+    where.table(content, "services")
     features = where.table(content, "features")
     where.known(features, FEATURES)
     return Labels(
@@ -110,8 +112,11 @@ TABLES: Final = {
     "cards": "card as recorded = its name",
     "features": "tables routes, pages and cards: what = name of the feature",
     "checkers": "list of tables: whose requests are health checks",
+    "language": "`en` or `es`: of the sentences that the MCP server answers with",
+    "services": "tables of services that the MCP server may ask: [mcp.md](mcp.md)",
     "openapi": "service = path (from this file) or URL of its OpenAPI document, in JSON",
 }
+LANGUAGES: Final = ("en", "es")
 FEATURES: Final = {"routes": "route = feature", "pages": "page = feature", "cards": "card's name = feature"}
 CHECKERS: Final = {
     "address": "tailnet address, or the address the proxy saw",
@@ -158,6 +163,10 @@ class _Where:
         if is_zone(value):
             return str(value)
         raise self.wrong("zone", value, 'It is an IANA name such as "Europe/Madrid".')
+
+    def language(self, content: Mapping[str, Any]) -> None:
+        if content.get("language", LANGUAGES[0]) not in LANGUAGES:
+            raise self.wrong("language", content["language"], f"It is one of: {', '.join(LANGUAGES)}.")
 
     def polls(self, content: Mapping[str, Any]) -> tuple[str, ...]:
         value = content.get("polls", [])

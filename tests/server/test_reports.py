@@ -70,6 +70,9 @@ def test_active_names_each_person_once_with_device_page_and_time(client: TestCli
             },
         ],
         "total_active": 2,
+        "start": "2026-03-01T11:55:00.000Z",
+        "end": "2026-03-01T12:00:00.000Z",
+        "zone": "UTC",
     }
 
 

@@ -99,6 +99,8 @@ def test_dashboard_usage_tells_sessions_accesses_features_and_cards(serving: Ser
             "most_active_user": "ana@example.com",
         },
         "more": {},
+        "start": "2026-02-22T12:00:00.000Z",
+        "end": "2026-03-01T12:00:00.000Z",
         "zone": "Europe/Madrid",
     }
 
@@ -129,7 +131,7 @@ def test_a_broken_settings_file_is_told_and_the_last_good_content_holds(serving:
     assert (told["name"], told["state"]) == ("settings", "ignored")
     assert told["message"] == (
         f"{file}, line 10: pagse is {{}}. An entry here is one of: zone, polls, pages, cards, features, checkers, "
-        "openapi. Did you mean 'pages'? Until then its last good content holds."
+        "language, services, openapi. Did you mean 'pages'? Until then its last good content holds."
     )
     assert gone["sources"][1]["state"] == "ignored"
     assert broken["top_features"] == gone["top_features"] == good["top_features"]
@@ -233,6 +235,8 @@ def test_system_health_history_tells_times_errors_and_uptime(client: TestClient)
             _day("2026-03-01", 100.0, 2, 1, 0.5, 892.0),
         ],
         "more": {},
+        "start": "2026-02-27T12:00:00.000Z",
+        "end": "2026-03-01T12:00:00.000Z",
         "zone": "UTC",
     }
 

@@ -50,24 +50,24 @@ class Service(Engine):
 
 def express(folder: Path, endpoint: str, **environment: str) -> Service:
     command = ("node", "--require", EXPRESS / "tracing.js", EXPRESS / "app.js")
-    return Service(*command, folder=folder, endpoint=endpoint, NODE_PATH=str(express_modules()), **environment)
+    return Service(*command, folder=folder, endpoint=endpoint, NODE_PATH=str(node_modules(EXPRESS)), **environment)
 
 
 def go(folder: Path, endpoint: str) -> Service:
     return Service(go_program(), folder=folder, endpoint=endpoint)
 
 
-def express_modules() -> Path:
-    """Where npm put what the lock names."""
+def node_modules(of: Path) -> Path:
+    """Where npm put what the lock of a folder names."""
     need("node", "npm")
-    files = [EXPRESS / "package.json", EXPRESS / "package-lock.json"]
+    files = [of / "package.json", of / "package-lock.json"]
 
     def install(folder: Path) -> None:
         for file in files:
             shutil.copy(file, folder)
         run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", cwd=folder)
 
-    return cached("express", files, install) / "node_modules"
+    return cached(of.name, files, install) / "node_modules"
 
 
 def go_program() -> Path:

@@ -15,7 +15,7 @@ from tailspan.collector import Collector, CollectorState
 from tailspan.directory import Directory, DirectoryState
 from tailspan.errors import QuestionError, Trouble
 from tailspan.labels import LabelsFile
-from tailspan.query import nanoseconds
+from tailspan.query import Range, nanoseconds
 from tailspan.store import ServiceState, State, Store
 
 Traffic = Literal["agent", "internal", "health", "asset", "page", "poll", "api"]
@@ -63,6 +63,19 @@ class Filters(BaseModel):
     def as_filters(self) -> dict[str, tuple[str, ...]]:
         given = self.model_dump(include={"service", "environment", "user", "device", "traffic"}, exclude_none=True)
         return {name: (value,) for name, value in given.items()}
+
+
+class Window(BaseModel):
+    """The time an answer is about."""
+
+    start: str
+    end: str = Field(description="Not included: when it was asked.")
+    zone: str = Field(description="Of its days and hours, by the settings.")
+
+
+def window_of(range: Range, zone: str) -> dict[str, str]:
+    """The entries of a Window."""
+    return {"start": iso(range.start_ns), "end": iso(range.end_ns), "zone": zone}
 
 
 class Service(BaseModel):

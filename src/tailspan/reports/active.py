@@ -6,7 +6,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from tailspan.query import Rows, ending, nanoseconds
-from tailspan.reports import PERSON, Filters, Source, Sources, ago, iso
+from tailspan.reports import PERSON, Filters, Source, Sources, Window, ago, iso, window_of
 from tailspan.span import Span
 
 ACTIVE_FOR: Final = timedelta(minutes=5)
@@ -23,7 +23,7 @@ class ActiveUser(BaseModel):
     device_guess: str | None
 
 
-class Active(BaseModel):
+class Active(Window):
     active_users: list[ActiveUser]
     total_active: int
     sources: list[Source]
@@ -38,7 +38,8 @@ def active(of: Sources, params: Filters, now: datetime) -> Active:
     pages = {span.login: span.page for span in _newest(of, params, now, *PERSON, "page")}
     users = [_active_user(span, pages.get(login), now) for login, span in newest.items()]
     users.sort(key=lambda user: user.last_seen_at, reverse=True)
-    return Active(active_users=users, total_active=len(users), sources=of.told(now))
+    window = window_of(ending(now, ACTIVE_FOR), of.labels.read().zone)
+    return Active(active_users=users, total_active=len(users), sources=of.told(now), **window)
 
 
 def _newest(of: Sources, params: Filters, now: datetime, *known: str) -> list[Span]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import BaseModel, Field
 
 from tailspan.query import MAX_GROUPS, Aggregate, ending
-from tailspan.reports import MORE, PERSON, Filters, Source, Sources
+from tailspan.reports import MORE, PERSON, Filters, Source, Sources, Window, window_of
 from tailspan.zone import days_of
 
 T = TypeVar("T", int, str)
@@ -58,7 +58,7 @@ class UsageSummary(BaseModel):
     most_active_user: str | None
 
 
-class DashboardUsage(BaseModel):
+class DashboardUsage(Window):
     most_viewed_cards: list[Card]
     peak_hours: list[Hour] = Field(description="The busiest first.")
     user_sessions: list[User]
@@ -68,7 +68,6 @@ class DashboardUsage(BaseModel):
     accesses_by_day: list[Day] = Field(description="Each day of the window in the configured zone, the first is cut.")
     summary: UsageSummary
     more: dict[str, int] = MORE
-    zone: str
     sources: list[Source]
 
 
@@ -125,8 +124,8 @@ def dashboard_usage(of: Sources, params: DashboardUsageParams, now: datetime) ->
         accesses_by_day=[Day(day=day, accesses=count) for day, count in sorted(by_day.items())],
         summary=_summary(params.days, sessions, by_day.total()),
         more=+more,
-        zone=labels.zone,
         sources=of.told(now),
+        **window_of(window, labels.zone),
     )
 
 

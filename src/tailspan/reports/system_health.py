@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, Field
 
 from tailspan.query import MAX_GROUPS, Aggregate, Groups, Range, ending, nanoseconds
-from tailspan.reports import MORE, PERSON, Filters, Source, Sources, ago, rounded
+from tailspan.reports import MORE, PERSON, Filters, Source, Sources, Window, ago, rounded, window_of
 from tailspan.span import OWN_SERVICE
 from tailspan.uptime import Stretch, Uptime, by_service, total
 from tailspan.zone import day_range, days_of
@@ -72,7 +72,7 @@ class QueryTimes(BaseModel):
     max_ms: float
 
 
-class SystemHealth(BaseModel):
+class SystemHealth(Window):
     uptime_percentage: float | None = Field(description="Of the window; null without heartbeats.")
     uptime_last_7d: str | None
     uptime_by_service: list[ServiceUptime]
@@ -87,7 +87,6 @@ class SystemHealth(BaseModel):
     store_query_times: QueryTimes | None
     history: list[HealthOfDay]
     more: dict[str, int] = MORE
-    zone: str
     sources: list[Source]
 
 
@@ -153,8 +152,8 @@ def system_health(of: Sources, params: SystemHealthParams, now: datetime) -> Sys
                 "error_rate.by_endpoint": errors.more,
             }
         ),
-        zone=labels.zone,
         sources=sources,
+        **window_of(window, labels.zone),
     )
 
 

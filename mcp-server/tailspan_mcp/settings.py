@@ -1,0 +1,67 @@
+"""What the MCP server is told: the environment, and two tables of tailspan's TOML file."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+
+from tailspan_mcp.declared import Service, SettingError, services
+from tailspan_mcp.words import LANGUAGES, Language
+
+URL: Final = "http://127.0.0.1:8100"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    url: str = URL  # TAILSPAN_URL: of the server, or "unix:/path"
+    token: str | None = field(default=None, repr=False)  # TAILSPAN_TOKEN, or TAILSPAN_TOKEN_FILE
+    language: Language = "en"  # `language` of the TOML file that TAILSPAN_SETTINGS names
+    services: tuple[Service, ...] = ()  # its `services`
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Raises SettingError with the key or entry, the value and the rule."""
+        given = {key: value.strip() for key, value in environ.items() if value.strip()}
+        token = given.get("TAILSPAN_TOKEN")
+        if "TAILSPAN_TOKEN_FILE" in given:
+            token = _content("TAILSPAN_TOKEN_FILE", Path(given["TAILSPAN_TOKEN_FILE"])).strip()
+        path = Path(given["TAILSPAN_SETTINGS"]).expanduser() if "TAILSPAN_SETTINGS" in given else None
+        told = read_tables(path, environ) if path else cls()
+        return replace(told, url=_url(given.get("TAILSPAN_URL", URL)), token=token)
+
+    def client(self) -> httpx2.AsyncClient:
+        """Of the server."""
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        if not self.url.startswith("unix:"):
+            return httpx2.AsyncClient(base_url=self.url, headers=headers, trust_env=False)
+        transport = httpx2.AsyncHTTPTransport(uds=self.url.removeprefix("unix:"))
+        return httpx2.AsyncClient(base_url="http://localhost", transport=transport, headers=headers, trust_env=False)
+
+
+def read_tables(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
+    """What a settings file says of language and services; its other tables are tailspan's. Raises SettingError."""
+    try:
+        content: dict[str, Any] = tomllib.loads(_content("TAILSPAN_SETTINGS", path))
+    except tomllib.TOMLDecodeError as problem:
+        raise SettingError(f"{path} is no TOML: {problem}.") from None
+    language = content.get("language", "en")
+    if language not in LANGUAGES:
+        raise SettingError(f"{path}: language is {language!r}. It is one of: {', '.join(LANGUAGES)}.")
+    return Settings(language=language, services=services(content.get("services", {}), str(path), environ))
+
+
+def _url(value: str) -> str:
+    if value.startswith(("http://", "https://", "unix:/")):
+        return value.rstrip("/")
+    raise SettingError(f"TAILSPAN_URL is {value!r}. It is http://host:port or unix:/path.")
+
+
+def _content(key: str, path: Path) -> str:
+    try:
+        return path.expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise SettingError(f"{key} is {str(path)!r}, which cannot be read: {problem}.") from None

@@ -1,0 +1,59 @@
+"""Any question that tailspan's grammar has: what no other tool was made for."""
+
+from typing import Annotated, Any, Final, Literal
+
+from mcp.server.mcpserver.tools import Tool
+from mcp_types import CallToolResult
+from pydantic import Field
+
+from tailspan_mcp.answers import answer, fit
+from tailspan_mcp.sources import about
+from tailspan_mcp.tools import reading
+from tailspan_mcp.upstream import Upstream
+from tailspan_mcp.words import Words
+
+ROW: Final = (
+    *("timestamp", "user", "device", "method", "endpoint", "status", "response_time_ms", "traffic", "page", "service"),
+)
+
+Names = list[str]
+Values = dict[str, list[str]]
+
+
+def tools(server: Upstream, words: Words) -> list[Tool]:
+    async def query_usage(
+        metrics: Names = [],  # noqa: B006  # never changed: pydantic copies it
+        dimensions: Names = [],  # noqa: B006  # "
+        filters: Values = {},  # noqa: B006  # "
+        without: Values = {},  # noqa: B006  # "
+        ask: Literal["aggregate", "rows", "sessions"] = "aggregate",
+        days: int | None = None,
+        start: Annotated[str | None, Field(description="Date, or time with offset")] = None,
+        end: Annotated[str | None, Field(description="Not included")] = None,
+        order: Annotated[Names, Field(description="-name: descending")] = [],  # noqa: B006  # "
+        limit: Annotated[int, Field(ge=1, le=200)] = 20,
+    ) -> CallToolResult:
+        """Any other question. Metrics of an aggregate: requests, accesses, deliberate_calls, people, devices, errors,
+        error_rate, mean_ms, p50_ms, p95_ms, p99_ms, max_ms, sessions, session_time_s, views, visible_ms, last_seen,
+        first_seen. Dimensions (at most 3): person, device, service, environment, route, endpoint, feature, page, card,
+        variant, method, status, status_class, traffic (page, api, poll, asset, health, internal, agent), caller
+        (person, shared, tagged, funnel, local, unknown), identity_source, source, hour_of_day, weekday (1 Monday),
+        hour, day. Filters: the same without person and times, and user (login), kind (request, view). `rows` lists
+        requests, `sessions` sessions, newest first. 7 days by default."""
+        asked: dict[str, Any] = {"metrics": metrics, "dimensions": dimensions, "order": order, "ask": ask}
+        asked |= {"filters": filters, "without": without, "days": days, "start": start, "end": end, "limit": limit}
+        given = {key: value for key, value in asked.items() if value not in (None, [], {})}
+        return _told(words, await server.ask("POST", "/analytics/query", {}, given))
+
+    return [reading(query_usage)]
+
+
+def _told(words: Words, found: dict[str, Any]) -> CallToolResult:
+    content, question, rows = about(found), found["question"], found["rows"]
+    if question["ask"] == "rows":
+        rows = [{key: row[key] for key in ROW} for row in rows]
+    more = found["more"] if found["more"] is not None else found["next_cursor"] and "unknown"
+    window = {"start": question["start"], "end": question["end"]}
+    left = f" ({words('more', count=found['more'])})" if found["more"] else ""
+    text = words("rows", count=len(rows), more=left, **window) if rows else words("empty", **window)
+    return answer(text, fit({"rows": rows, **({"more": more} if more else {}), **content}))

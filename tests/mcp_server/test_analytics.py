@@ -1,0 +1,167 @@
+"""Who, how much, how fast: the answers of tailspan as tools."""
+
+from typing import Any, Final
+
+import pytest
+
+from tests.mcp_server.conftest import Tailspan, ask, refused
+from tests.server.spans import ANA, LEO, beat, span
+
+pytestmark = pytest.mark.anyio
+
+CALL: Final = {**ANA, "tailspan.traffic": "api", "tailspan.page": None, "http.route": "/prices", "url.path": "/prices"}
+SOURCES: Final = {"store": "ok", "settings": "ok"}
+
+
+def about(start: str, newest: str = "2026-03-01T11:59:00.000Z", **changed: Any) -> dict[str, Any]:
+    end = "2026-03-01T12:00:00.000Z"
+    window = {"start": start, "end": end, "zone": "Europe/Madrid"}
+    return {"as_of": end, "window": window, "sources": SOURCES, "newest_request": newest, "gaps": [], **changed}
+
+
+async def test_get_active_users_names_person_device_and_page(tailspan: Tailspan) -> None:
+    tailspan.send(span(1, ago=60), span(2, LEO, ago=130))
+    async with tailspan.client() as client:
+        told = await ask(client, "get_active_users")
+    assert told.text == (
+        "2 active: ana@example.com (ana-laptop) on /dashboard, leo@example.com (iPhone (?)) on /dashboard."
+    )
+    users = [
+        ("ana@example.com", "ana-laptop", "1 min ago"),
+        ("leo@example.com", "iPhone (?)", "2 min ago"),
+    ]
+    assert told.data == {
+        "active_users": [
+            {"email": who, "device": device, "last_seen": seen, "current_page": "/dashboard", "service": "dashboard"}
+            for who, device, seen in users
+        ],
+        "total_active": 2,
+        **about("2026-03-01T11:55:00.000Z"),
+    }
+
+
+async def test_get_usage_stats_tells_a_week(tailspan: Tailspan) -> None:
+    tailspan.send(span(1, ago=86400), span(2, CALL, ago=86340), span(3, CALL, ago=60), span(4, LEO, ago=120))
+    async with tailspan.client(language="es") as client:
+        told = await ask(client, "get_usage_stats")
+    assert told.text == (
+        "Últimos 7 días: 3 sesiones de 2 personas. Lo más usado: Prophet forecast (2 accesos). "
+        "Quien más: ana@example.com, 2 sesiones."
+    )
+    days = {f"2026-02-{day}": 0 for day in range(22, 28)} | {"2026-02-28": 2, "2026-03-01": 2}
+    assert told.data == {
+        "period_days": 7,
+        "total_sessions": 3,
+        "unique_users": 2,
+        "most_active_user": "ana@example.com",
+        "top_features": ["Prophet forecast (2 accesos)"],
+        "avg_session_duration_min": 0.3,
+        "total_accesses": 4,
+        "users": [{"user": "ana@example.com", "sessions": 2}, {"user": "leo@example.com", "sessions": 1}],
+        "most_viewed_cards": [],
+        "peak_hours": [{"hour": 12, "requests": 2}, {"hour": 13, "requests": 2}],
+        "accesses_by_day": days,
+        **about("2026-02-22T12:00:00.000Z"),
+    }
+
+
+async def test_get_system_performance_says_what_is_slow_how_usual_that_is_and_whom_it_hurt(tailspan: Tailspan) -> None:
+    slow = {**CALL, "http.route": "/optimize", "url.path": "/optimize"}
+    week, month = 86400 * 3, 86400 * 20
+    tailspan.send(
+        *(span(n, slow, ago=month + n * 90, took_ms=100) for n in range(1, 21)),
+        *(span(n, slow, ago=week + n * 90, took_ms=100 + n) for n in range(21, 40)),
+        span(40, {**slow, "user.name": "leo@example.com"}, ago=60, took_ms=892),
+        span(41, {**slow, "user.name": "eva@example.com"}, ago=90, took_ms=891),
+        span(42, {**CALL, "http.response.status_code": 500}, ago=100, took_ms=10),
+        beat(99, length=86400),
+    )
+    async with tailspan.client() as client:
+        told = await ask(client, "get_system_performance")
+    assert told.text == (
+        "100.0% up in 7 days. 194 ms on average. Slowest: /optimize, p95 891 ms (usually 100 ms), 21 calls: "
+        "leo@example.com, eva@example.com. 4.55% errors."
+    )
+    assert told.data == {
+        "uptime_last_7d": "100.0%",
+        "avg_api_response_ms": 193.773,
+        "slowest_endpoints": [{"/optimize": "891ms"}, {"/prices": "10ms"}],
+        "error_rate": "4.55%",
+        "influxdb_status": "not used",
+        "store_status": "ok",
+        "data_freshness": "1 min ago",
+        "slow": [
+            {
+                "endpoint": "/optimize",
+                "p95_ms": 891.0,
+                "usual_p95_ms": 100.0,
+                "calls": 21,
+                "people": ["leo@example.com", "eva@example.com"],
+            },
+            {"endpoint": "/prices", "p95_ms": 10.0, "usual_p95_ms": None, "calls": 1, "people": ["ana@example.com"]},
+        ],
+        "errors": {"/prices": "100%"},
+        **about("2026-02-22T12:00:00.000Z"),
+    }
+
+
+async def test_query_usage_answers_what_nobody_foresaw(tailspan: Tailspan) -> None:
+    tailspan.send(span(1, ago=60), span(2, LEO, ago=130), span(3, CALL, ago=86400))
+    async with tailspan.client() as client:
+        told = await ask(
+            client, "query_usage", metrics=["requests", "people"], dimensions=["day"], order=["day"], days=2
+        )
+        rows = await ask(client, "query_usage", ask="rows", filters={"user": ["leo@example.com"]})
+    assert told.text == "2 rows, 2026-02-27T12:00:00.000Z to 2026-03-01T12:00:00.000Z."
+    assert told.data == {
+        "rows": [
+            {"day": "2026-02-28", "requests": 1, "people": 1},
+            {"day": "2026-03-01", "requests": 2, "people": 2},
+        ],
+        **about("2026-02-27T12:00:00.000Z"),
+    }
+    assert rows.data["rows"] == [
+        {
+            "timestamp": "2026-03-01T11:57:50.000Z",
+            "user": "leo@example.com",
+            "device": "iPhone (?)",
+            "method": "GET",
+            "endpoint": "/dashboard",
+            "status": 200,
+            "response_time_ms": 42.0,
+            "traffic": "page",
+            "page": "/dashboard",
+            "service": "dashboard",
+        }
+    ]
+
+
+@pytest.mark.parametrize("tool", ["get_active_users", "get_usage_stats", "get_system_performance", "query_usage"])
+async def test_before_the_first_request_there_is_an_error_and_no_zeros(tailspan: Tailspan, tool: str) -> None:
+    async with tailspan.client() as client:
+        said = await refused(client, tool, **({"metrics": ["requests"]} if tool == "query_usage" else {}))
+    assert "There is no answer" in said and "instrument(app)" in said
+
+
+async def test_what_is_wrong_with_a_source_is_a_stated_gap(tailspan: Tailspan) -> None:
+    tailspan.send(span(1, ago=60), beat(2, ago=600, dropped=3))
+    tailspan.send(beat(3, ago=600, stopped=True), service="heating")
+    file = tailspan.store.path.parent / "settings.toml"
+    file.write_text("zone = 'Nowhere'")
+    async with tailspan.client() as client:
+        told = await ask(client, "get_active_users")
+    assert told.data["sources"] == {"store": "ok", "settings": "ignored"}
+    assert told.data["gaps"] == [
+        f"settings: {file}, line 1: zone is 'Nowhere'. It is an IANA name such as \"Europe/Madrid\". "
+        "Until then its last good content holds.",
+        "dashboard has been silent since 2026-03-01T11:50:00.000Z",
+        "dashboard lost 3 requests in 24 h before they were recorded",
+    ]
+
+
+async def test_a_wrong_argument_is_named_with_its_rule(tailspan: Tailspan) -> None:
+    async with tailspan.client() as client:
+        assert "'request' is no metric. A metric is one of: requests, accesses" in await refused(
+            client, "query_usage", metrics=["request"]
+        )
+        assert "less than or equal to 30" in await refused(client, "get_usage_stats", days=31)

@@ -1,0 +1,259 @@
+"""Tools of a service, declared in the settings file: what it answers, and what they say where it does not."""
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import pytest
+from mcp import Client
+from tailspan_mcp.declared import SettingError
+from tailspan_mcp.server import create_server
+from tailspan_mcp.settings import Settings
+
+from tests.mcp_server.conftest import Told, ask, refused
+from tests.mcp_server.factory import Factory, factory_of, price
+
+pytestmark = pytest.mark.anyio
+
+OWN: Final = """
+language = "es"
+[services.heating]
+url = "URL"
+headers = { Authorization = "Bearer ${BOILER_KEY}" }
+[[services.heating.tools]]
+name = "get_boiler"
+description = "What a boiler logged."
+path = "/boiler/{id}/log"
+parameters.id = { place = "path" }
+parameters.sort = { upstream = "kind", choices = ["hot", "cold"], default = "hot" }
+keep = ["data.id", "data.kind", "data.key"]
+"""
+CONDITIONS: Final = {"price": 0.12, "temp": 22, "humidity": 55}
+TEN: Final[dict[str, tuple[dict[str, Any], str, Any]]] = {
+    "get_current_price": (
+        {},
+        "price: 0.1234 · period: P2 · timestamp: 2026-03-01T00:00:00Z",
+        {"price": 0.1234, "period": "P2", "timestamp": "2026-03-01T00:00:00Z"},
+    ),
+    "get_current_weather": (
+        {},
+        "temp: 22.5 · humidity: 55 · pressure: 1013",
+        {"temp": 22.5, "humidity": 55, "pressure": 1013},
+    ),
+    "get_system_health": (
+        {},
+        "status: healthy · influxdb: ok · ree: ok",
+        {"status": "healthy", "influxdb": "ok", "ree": "ok"},
+    ),
+    "get_weekly_forecast": (
+        {},
+        "predictions: 168",
+        {
+            "predictions": {
+                "rows": 168,
+                "timestamp": {"from": "2026-03-01T00:00:00Z", "step": "60 min"},
+                "price": [price(n) for n in range(168)],
+            }
+        },
+    ),
+    "get_optimal_windows": (
+        {"days": 2},
+        "windows: 2",
+        {"windows": [{"day": day, "hours": "02-05h", "price": 0.06} for day in ("Sun", "Mon")]},
+    ),
+    "get_production_recommendation": (
+        CONDITIONS,
+        "recommendation: Optimal",
+        {"recommendation": "Optimal", "for": {"price_eur_kwh": 0.12, "temperature": 22.0, "humidity": 55.0}},
+    ),
+    "get_siar_analysis": (
+        {},
+        "correlations, thresholds",
+        {"correlations": {"temp": 0.049}, "thresholds": {"p90": 28.8}},
+    ),
+    "get_daily_optimization": (
+        {"target_date": "2026-03-02", "target_kg": 240},
+        "date: 2026-03-02 · plan: 24",
+        {"date": "2026-03-02", "plan": {"rows": 24, "hour": {"from": 0, "step": 1}, "kg": {"all": 10.0}}},
+    ),
+    "get_predictive_alerts": (
+        {},
+        "alerts: 1",
+        {"alerts": [{"type": "price_spike", "message": "0.21 EUR/kWh at 20:00"}]},
+    ),
+    "get_savings_tracking": ({}, "daily_savings: 4.55 · weekly: 31.85", {"daily_savings": 4.55, "weekly": 31.85}),
+}
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[Factory, str]]:
+    with factory_of() as running:
+        yield running
+
+
+@pytest.fixture
+def factory(running: tuple[Factory, str]) -> Iterator[Factory]:
+    yield running[0]
+    running[0].fault = None
+
+
+@pytest.fixture
+def url(running: tuple[Factory, str]) -> str:
+    return running[1]
+
+
+def read(folder: Path, text: str, **environ: str) -> Settings:
+    (folder / "settings.toml").write_text(text)
+    return Settings.read({"TAILSPAN_SETTINGS": str(folder / "settings.toml"), **environ})
+
+
+@asynccontextmanager
+async def of(settings: Settings) -> AsyncIterator[Client]:
+    async with Client(create_server(settings, only="service")) as client:
+        yield client
+
+
+@asynccontextmanager
+async def the_ten(folder: Path, url: str) -> AsyncIterator[Client]:
+    text = f'[services.factory]\nurl = "{url}"\npreset = "chocolate-factory"'
+    async with of(read(folder, text)) as client:
+        yield client
+
+
+async def test_the_ten_tools_answer_what_the_service_does(factory: Factory, url: str, tmp_path: Path) -> None:
+    async with the_ten(tmp_path, url) as client:
+        assert [tool.name for tool in (await client.list_tools()).tools] == list(TEN)
+        for name, (arguments, text, data) in TEN.items():
+            began = time.monotonic()
+            assert await ask(client, name, **arguments) == Told(text, data)
+            assert time.monotonic() - began < 2
+    [agent] = factory.user_agents
+    assert agent.startswith("tailspan-mcp/")
+
+
+async def test_any_service_declares_its_own(factory: Factory, url: str, tmp_path: Path) -> None:
+    async with of(read(tmp_path, OWN.replace("URL", url), BOILER_KEY="hush")) as client:
+        [tool] = (await client.list_tools()).tools
+        told = await ask(client, "get_boiler", id="a b?c", sort="cold")
+        assert "'..' is no part of a path." in await refused(client, "get_boiler", id="..")
+        assert "'hot' or 'cold'" in await refused(client, "get_boiler", id="1", sort="warm")
+    assert tool.model_dump(exclude_none=True, by_alias=True) == {
+        "name": "get_boiler",
+        "description": "What a boiler logged.",
+        "inputSchema": {
+            "type": "object",
+            "properties": {
+                "id": {"type": "string"},
+                "sort": {"default": "hot", "enum": ["hot", "cold"], "type": "string"},
+            },
+            "required": ["id"],
+        },
+        "annotations": {"readOnlyHint": True},
+    }
+    assert told.data == {"data.id": "a b?c", "data.kind": "cold", "data.key": "Bearer hush"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("500", "factory itself answered GET /ree/prices/latest with 500: OPENWEATHERMAP_API_KEY is required."),
+        ("404", "factory itself answered GET /ree/prices/latest with 404: Not Found. There is no such path or thing."),
+        ("403", "factory itself answered GET /ree/prices/latest with 403: Admins only. Who asks is not allowed there."),
+        (
+            "proxy 403",
+            "The proxy in front of factory (nginx/1.22.1) refused GET /ree/prices/latest with 403; factory itself "
+            "never saw it. Let this path through in the proxy's configuration (nginx: a location for it).",
+        ),
+        (
+            "proxy 502",
+            "The proxy in front of factory (nginx/1.22.1) does not reach it: 502 to GET /ree/prices/latest. Is it up? "
+            "Its address is services.factory.url in the settings.",
+        ),
+        (
+            "html",
+            "factory answered GET /ree/prices/latest with text/html; charset=utf-8 where JSON was expected: is the "
+            "path right? Is it up? Its address is services.factory.url in the settings.",
+        ),
+        ("error inside", "factory answered GET /ree/prices/latest with 200 and an error inside: no model trained"),
+        ("status error", "factory answered GET /ree/prices/latest with 200 and an error inside: InfluxDB is away"),
+        ("huge", "factory answers with more than 5 MB. Ask for less."),
+        (
+            "elsewhere",
+            "factory redirects GET /ree/prices/latest to localhost, which is not followed. Give the address it "
+            "redirects to as the url.",
+        ),
+        ("circles", "factory redirects /ree/prices/latest in circles."),
+        (
+            "slow",
+            "factory did not answer GET /ree/prices/latest within 2 s. Is it up? Its address is services.factory.url "
+            "in the settings.",
+        ),
+    ],
+)
+async def test_what_goes_wrong_is_told_with_what_to_do(
+    factory: Factory, url: str, tmp_path: Path, fault: str, said: str
+) -> None:
+    factory.fault = fault
+    async with the_ten(tmp_path, url) as client:
+        assert await refused(client, "get_current_price") == f"Error executing tool get_current_price: {said}"
+
+
+async def test_a_service_that_is_not_there_is_told(tmp_path: Path) -> None:
+    async with the_ten(tmp_path, "http://127.0.0.1:1") as client:
+        said = await refused(client, "get_current_price")
+    assert "factory cannot be asked at http://127.0.0.1:1" in said and "services.factory.url" in said
+
+
+async def test_a_call_that_is_cancelled_hangs_up_on_the_service(factory: Factory, url: str, tmp_path: Path) -> None:
+    factory.fault = "slow"
+    factory.asked.clear()
+    factory.gone.clear()
+    async with the_ten(tmp_path, url) as client:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.call_tool, "get_current_price", {})
+            assert await anyio.to_thread.run_sync(factory.asked.wait, 10)
+            tasks.cancel_scope.cancel()
+        assert await anyio.to_thread.run_sync(factory.gone.wait, 10)
+        factory.fault = None
+        assert (await ask(client, "get_current_price")).data["period"] == "P2"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("language = 'fr'", "language is 'fr'. It is one of: en, es."),
+        ("[services.a]\nurl = 'ftp://x'", "services.a.url is 'ftp://x'. String should match pattern"),
+        ("[services.a]\nurl = 'http://u:p@x'", "services.a.url is"),
+        ("[services.a]\nurl = 'http://x'\npreset = 'bakery'", "preset is 'bakery'. There is: chocolate-factory."),
+        ("[services.a]\nurl = 'http://x'\nheaders = { K = '${NOT_SET}' }", "names ${NOT_SET}, which is not set"),
+        ("[services.a]\nurl = 'http://x'\n[[services.a.tools]]\nname = 'b'\ndescription = 'c'", "tools.0.path"),
+        (
+            "[services.a]\nurl = 'http://x'\ntools = [{ name = 'b', description = 'c', path = '/{d}' }]",
+            "services.a.b: 'd' is in the path '/{d}' or among its parameters, but not in both.",
+        ),
+        (
+            "[services.a]\nurl = 'http://x'\n"
+            "tools = [{ name = 'b', description = 'c', path = '/', parameters.d = { place = 'body' } }]",
+            "a GET has no body",
+        ),
+        (
+            "[services.a]\nurl = 'http://x'\ntools = [{ name = 'b', description = 'c', path = '/', method = 'PUT' }]",
+            "services.a.tools.0.method is 'PUT'. Input should be 'GET' or 'POST'.",
+        ),
+        (
+            "[services.a]\nurl = 'http://x'\npreset = 'chocolate-factory'\n"
+            "tools = [{ name = 'get_current_price', description = 'c', path = '/' }]",
+            "the tool 'get_current_price' is declared twice",
+        ),
+        ("[services]\na = 1", "services is no table"),
+        ("[", "is no TOML"),
+    ],
+)
+def test_a_wrong_entry_is_named_with_its_rule(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingError) as refusal:
+        read(tmp_path, text)
+    assert said in str(refusal.value) and str(tmp_path) in str(refusal.value)
