@@ -82,7 +82,7 @@ class Recorder:
             self.heartbeat.forged[who.forged] += 1
             if not who.caller.vouched:
                 self._peers.doubt()
-        self.heartbeat.unproven += not who.proven and who.caller.login is not None
+        self.heartbeat.unproven += not who.proven and (who.caller.login is not None or who.node is not None)
 
     def remote(self, headers: Headers) -> Context | None:
         """The caller's trace context, by the propagators of `OTEL_PROPAGATORS`; None where none was sent."""

@@ -273,7 +273,7 @@ def test_a_userspace_tailscaled_leaves_headers_over_tcp_unproven_and_those_over_
         receiver.take(1)  # tailscaled said who that is, and before that how it runs
         ask_all(visitor, {"alice": CASES["alice"]})
     assert identities(receiver, 2) == {"alice": {**ALICE, name.PROVEN: False}, "ci": {**CI, name.PROVEN: False}}
-    assert counted(receiver) == {name.FORGED: 0, name.UNPROVEN: 1}
+    assert counted(receiver) == {name.FORGED: 0, name.UNPROVEN: 2}
     receiver.spans.clear()
     path = str(tmp_path / "app.sock")
     with dashboard(uds=path) as url, client(url, uds=path) as visitor:
