@@ -182,11 +182,11 @@ class Identify:
             unix=unix,
             forged=_misplaced(hops[:place], hop, written) if hop is not None else None,
         )
-        return (
-            replace(caller, kind="funnel", tailnet=False)
-            if funnel
-            else _named(caller, dict(zip(READ, values, strict=True)))
-        )
+        if funnel and not caller.tailnet:
+            return replace(caller, kind="funnel")
+        if funnel:  # what comes through Funnel has a public address
+            caller = replace(caller, forged="contradicted")
+        return _named(caller, dict(zip(READ, values, strict=True)))
 
 
 def _named(caller: Caller, headers: dict[bytes, bytes | None]) -> Caller:

@@ -39,7 +39,8 @@ class Resolve:
     def __call__(self, caller: Caller, connection: Connection | None, wait_s: float) -> Who:
         """Waits at most `wait_s` seconds for each answer of tailscaled's; on the request's path that has to be 0."""
         if connection is not None and (node := self._whois.settled(connection, wait_s)) is not None:
-            return Who(_past_serve(caller, node), node, forged="bypass" if _claims(caller) else caller.forged)
+            itself = self._seen_from_here(_past_serve(caller, node))
+            return Who(itself, node, forged="bypass" if _claims(caller) else caller.forged)
         node, forged = self._device(caller, wait_s), caller.forged
         if node is not None and caller.login is not None and not _agree(caller, node):
             node = self._whois.again(caller.client or "", wait_s) if wait_s else node
@@ -47,9 +48,13 @@ class Resolve:
                 caller, forged = _nameless(caller), "contradicted"
             elif node is not None and not _agree(caller, node):
                 node = None  # a listing is older than the request
-        if caller.client in self._whois.own or (self._listing and caller.client in self._listing.own):
-            caller = _local(caller)
+        caller = self._seen_from_here(caller)
         return Who(caller, node, self._proves(caller, node), forged)
+
+    def _seen_from_here(self, caller: Caller) -> Caller:
+        """This machine itself is local."""
+        own = caller.client in self._whois.own or (self._listing and caller.client in self._listing.own)
+        return _local(caller) if own else caller
 
     def _device(self, caller: Caller, wait_s: float) -> Node | None:
         if not caller.tailnet or caller.client is None:

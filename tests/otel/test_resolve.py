@@ -148,6 +148,10 @@ def test_a_caller_through_funnel_is_nobody_whatever_else_is_said(ask: Ask) -> No
     assert told(who) == ("funnel", "none", None, None, None, True, None)
 
 
+def test_who_claims_to_come_through_funnel_with_a_tailnet_address_does_not(ask: Ask) -> None:
+    assert told(ask(PROXY, b"100.64.0.4", tailscale_funnel_request=b"?1")) == (*CI, True, "contradicted")
+
+
 @pytest.mark.parametrize(("client", "forwarded"), [(PROXY, b"100.64.0.1"), (("100.64.0.1", 4000), b""), (PROXY, b"")])
 def test_the_serving_machine_itself_is_local(
     ask: Ask, client: tuple[str, int], forwarded: bytes, tailscaled: LocalAPI
@@ -271,6 +275,11 @@ class TestUserspace:
 
     def test_who_comes_past_serve_and_claims_nothing_has_forged_nothing(self, ask: Ask) -> None:
         assert told(ask(("127.0.0.1", 55264))) == (*CI, True, None)
+
+    def test_the_serving_machine_itself_is_local_past_serve_too(self, ask: Ask, tailscaled: LocalAPI) -> None:
+        itself = changed(tailscaled.whois["100.64.0.2"], Addresses=["100.64.0.1/32"])
+        tailscaled.connections["127.0.0.1:55264"] = itself
+        assert told(ask(("127.0.0.1", 55264)))[:3] == ("local", "whois", "alice@example.com")
 
     def test_serves_own_connection_is_believed_without_proof(self, ask: Ask) -> None:
         assert told(ask(PROXY, b"100.64.0.2", tailscale_user_login=ALICE)) == (*SERVED[:5], False, None)
