@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
@@ -181,12 +182,19 @@ class Node(Engine):
 
     def get(self, host: str, port: int, path: str, headers: Iterable[tuple[str, str]] = (), to: str = "") -> Answer:
         """A GET from this device, over a connection of its own; `to`: an address, where `host` cannot be resolved."""
+        with closing(self.connect(to or host, port)) as connection:
+            return get(connection, host, path, headers)
+
+    def connect(self, to: str, port: int) -> HTTPConnection:
+        """From this device."""
         if self.network:
+            connection = HTTPConnection(to, port, timeout=PATIENCE_S)
             with self.network:
-                return _get(HTTPConnection(to or host, port, timeout=PATIENCE_S), host, path, headers)
-        connection = HTTPConnection("127.0.0.1", self._proxy, timeout=PATIENCE_S)
-        connection.set_tunnel(to or host, port)
-        return _get(connection, host, path, headers)
+                connection.connect()
+        else:
+            connection = HTTPConnection("127.0.0.1", self._proxy, timeout=PATIENCE_S)
+            connection.set_tunnel(to, port)
+        return connection
 
 
 class Tailnet:
@@ -227,16 +235,14 @@ def need_tun() -> None:
         (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(reason)
 
 
-def _get(connection: HTTPConnection, host: str, path: str, headers: Iterable[tuple[str, str]]) -> Answer:
-    try:
-        connection.putrequest("GET", path, skip_host=True, skip_accept_encoding=True)
-        for key, value in (("Host", host), *headers):
-            connection.putheader(key, value)
-        connection.endheaders()
-        answer = connection.getresponse()
-        return Answer(answer.status, answer.read().decode())
-    finally:
-        connection.close()
+def get(connection: HTTPConnection, host: str, path: str, headers: Iterable[tuple[str, str]]) -> Answer:
+    """With these headers and no others."""
+    connection.putrequest("GET", path, skip_host=True, skip_accept_encoding=True)
+    for key, value in (("Host", host), *headers):
+        connection.putheader(key, value)
+    connection.endheaders()
+    answer = connection.getresponse()
+    return Answer(answer.status, answer.read().decode())
 
 
 def _apart(folder: Path, tun: bool) -> list[str]:

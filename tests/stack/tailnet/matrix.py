@@ -4,8 +4,9 @@
 """
 
 import re
+from collections import Counter
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tests.stack.tailnet.lab import Person
 
@@ -46,67 +47,106 @@ class SetUp(NamedTuple):
 
     beside: str  # the node whose tailscaled the service asks
     means: str
-    source: str  # how people are known there; tagged devices are by whois, wherever people are known
+    source: str  # how people are known there; tagged devices are by whois
     proven: bool = True
+    rewriting: tuple[str, ...] = tuple(REWRITING)
 
 
+BYPASS: Final = "no proxy: a port of 127.0.0.1, tailscaled in userspace mode"
 SET_UPS: Final = {
-    "serve-unix": SetUp(USERSPACE, "`tailscale serve unix:/run/app.sock`, tailscaled in either mode", "serve_header"),
-    "serve-tun": SetUp(TUN, "`tailscale serve 127.0.0.1:8000`, tailscaled with a TUN device", "serve_header"),
-    "serve-port": SetUp(
-        USERSPACE, "`tailscale serve 127.0.0.1:8000`, tailscaled in userspace mode", "serve_header", False
+    "serve-unix": SetUp(
+        USERSPACE, "`tailscale serve unix:/run/app.sock`, tailscaled in userspace mode", "serve_header"
     ),
-    "nginx": SetUp(TUN, "nginx on a TUN node, `X-Forwarded-For` set and `Tailscale-*` blanked", "whois"),
-    "nginx-passing": SetUp(TUN, "the same nginx, `Tailscale-*` not blanked", "whois"),
-    "tun": SetUp(TUN, "no proxy: the service listens on the tailnet address of a TUN node", "whois"),
-    "userspace": SetUp(USERSPACE, "no proxy: a port of 127.0.0.1 where tailscaled is in userspace mode", "none", False),
+    "serve-tun": SetUp(TUN, "`tailscale serve 127.0.0.1:8000`, tailscaled with a TUN device", "serve_header"),
+    "serve-port": SetUp(USERSPACE, "the same, tailscaled in userspace mode", "serve_header", False),
+    "nginx": SetUp(TUN, "nginx on a TUN node that blanks `Tailscale-*`", "whois"),
+    "nginx-passing": SetUp(TUN, "nginx that passes `Tailscale-*` on", "whois"),
+    "tun": SetUp(TUN, "no proxy: the tailnet address of a TUN node", "whois"),
+    "userspace": SetUp(USERSPACE, f"{BYPASS}, `--no-proxy-headers`", "whois", rewriting=("off",)),
+    "rewritten": SetUp(USERSPACE, f"{BYPASS}, uvicorn's proxy headers on", "whois", rewriting=("on",)),
 }
+DOORS: Final = [(set_up, rewriting) for set_up, how in SET_UPS.items() for rewriting in how.rewriting]
 
 
 class Forgery(NamedTuple):
-    """Headers that a caller makes up. `{alice}` is her address."""
+    """Headers that a caller makes up. `{alice}` is the address of her device."""
 
     means: str
     headers: tuple[tuple[str, str], ...]
 
 
+LOGIN: Final = ("Tailscale-User-Login", "ceo@example.com")
 FORGERIES: Final = {
-    "login": Forgery("`Tailscale-User-Login` of somebody else", (("Tailscale-User-Login", "ceo@example.com"),)),
+    "login": Forgery("`Tailscale-User-Login`", (LOGIN, ("Tailscale-Headers-Info", "https://example.com"))),
     "underscores": Forgery("`Tailscale_User_Login`", (("Tailscale_User_Login", "ceo@example.com"),)),
-    "address": Forgery("`X-Forwarded-For` of somebody else's device", (("X-Forwarded-For", "{alice}"),)),
+    "nginx-auth": Forgery("`Tailscale-User`, as nginx-auth says it", (("Tailscale-User", "ceo@example.com"),)),
+    "funnel": Forgery("`Tailscale-Funnel-Request`", (("Tailscale-Funnel-Request", "?1"),)),
+    "address": Forgery("another's `X-Forwarded-For`", (("X-Forwarded-For", "{alice}"),)),
+    "real-ip": Forgery("another's `X-Real-IP`", (("X-Real-IP", "{alice}"),)),
+    "both": Forgery(
+        "another's login and `X-Forwarded-For`",
+        (("Tailscale-User-Login", "alice@example.com"), ("X-Forwarded-For", "{alice}")),
+    ),
+}
+FORGERS: Final = tuple(name for name in CALLERS if name != "alice-laptop")  # it is her device that they claim to be
+
+
+class Outcome(NamedTuple):
+    """What comes of something made up. Without anything: nothing is changed, and nothing is counted."""
+
+    counted: str | None = None  # as which kind of forgery
+    source: str | None = None  # how the caller, who is the same, is known instead
+    alices: str | None = None  # how it is known that it was her, which it was not
+
+
+SEEN_THROUGH: Final = Outcome("contradicted")
+PAST_SERVE: Final = dict.fromkeys(("login", "nginx-auth", "funnel", "address", "real-ip", "both"), Outcome("bypass"))
+WITH_SERVE: Final = {"nginx-auth": Outcome("contradicted", source="whois")}  # all that Serve lets pass
+OUTCOMES: Final[dict[str, dict[str, Outcome]]] = {
+    "serve-unix": WITH_SERVE,
+    "serve-tun": WITH_SERVE,
+    "serve-port": WITH_SERVE,
+    "nginx": dict.fromkeys(("address", "both"), Outcome("forwarded")),
+    "nginx-passing": {
+        **dict.fromkeys(("login", "nginx-auth", "funnel", "both"), Outcome("contradicted")),
+        "address": Outcome("forwarded"),
+    },
+    "tun": {
+        **dict.fromkeys(("login", "nginx-auth", "funnel", "both"), Outcome("untrusted")),
+        **dict.fromkeys(("address", "real-ip"), Outcome("forwarded")),
+    },
+    "userspace": PAST_SERVE,
+    "rewritten": PAST_SERVE | {"address": Outcome(alices="whois"), "both": Outcome(alices="serve_header")},
 }
 
 
 def known(caller: str, set_up: str) -> Known:
     """Of somebody who made nothing up."""
     how, owner = SET_UPS[set_up], CALLERS[caller]
-    if how.source == "none":
-        return Known("local", None, None, None, None, "none", how.proven)
     if isinstance(owner, str):
         return Known("tagged", None, None, caller, owner, "whois", how.proven)
-    return Known("person", owner.login, owner.full_name or owner.login, caller, None, how.source, how.proven)
+    kind = "local" if caller == how.beside else "person"
+    return Known(kind, owner.login, owner.full_name or owner.login, caller, None, how.source, how.proven)
 
 
 def seen(caller: str, set_up: str, forgery: str) -> Known:
-    """Of somebody who made that up: the same, but for what is not seen through."""
+    """Of somebody who made that up."""
+    outcome = OUTCOMES[set_up].get(forgery, Outcome())
+    if outcome.alices:
+        full_name = None if outcome.alices == "serve_header" else "Alice Example"
+        hers = known("alice-laptop", set_up)
+        return hers._replace(full_name=full_name, identity_source=outcome.alices, proven=False)
     honest = known(caller, set_up)
-    if set_up == "nginx-passing" and forgery == "login":
-        return honest._replace(caller="person", user="ceo@example.com", full_name=None, identity_source="serve_header")
-    if set_up == "userspace" and forgery == "login":
-        return honest._replace(caller="person", user="ceo@example.com", identity_source="serve_header")
-    if set_up == "userspace" and forgery == "address":
-        return known("alice-laptop", "nginx")._replace(proven=False)
-    return honest
+    return honest._replace(identity_source=outcome.source or honest.identity_source)
 
 
-def counts(set_up: str) -> dict[str, int]:
-    """What the heartbeats of a service count that everybody called once honestly and once with each forgery."""
-    people = sum(isinstance(owner, Person) for owner in CALLERS.values())
-    return {
-        "forged": len(CALLERS) if set_up == "tun" else 0,
-        "unproven": {"serve-port": people * (1 + len(FORGERIES)), "userspace": len(CALLERS)}.get(set_up, 0),
-        "dropped": 0,
-    }
+def counts(set_up: str) -> dict[str, Any]:
+    """What heartbeats count where everybody calls honestly, and all but one with each forgery."""
+    outcomes = [OUTCOMES[set_up].get(forgery, Outcome()) for forgery in FORGERIES]
+    kinds = Counter(outcome.counted for outcome in outcomes for _ in FORGERS if outcome.counted)
+    unproven = 0 if SET_UPS[set_up].proven else len(CALLERS) + len(FORGERS) * len(FORGERIES)
+    believed = sum(len(FORGERS) for outcome in outcomes if outcome.alices)
+    return {"forged": kinds.total(), "forged_kinds": dict(kinds), "unproven": unproven + believed, "dropped": 0}
 
 
 def tables() -> dict[str, str]:
@@ -139,9 +179,10 @@ def _told(row: Known) -> str:
 
 
 def _outcome(set_up: str, made_up: str) -> str:
-    """As a tagged device sees it."""
-    row = seen("ci-runner", set_up, made_up)
-    return "changes nothing" if row == known("ci-runner", set_up) else f"**believed**: {_told(row)}"
+    outcome = OUTCOMES[set_up].get(made_up, Outcome())
+    if outcome.alices:
+        return "**believed**, unproven"
+    return f"seen through: `{outcome.counted}`" if outcome.counted else "changes nothing"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
