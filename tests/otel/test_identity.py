@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from tailspan_otel.identity import Caller, Headers, Identify, decoded, guess, is_tailnet
 from tailspan_otel.peers import Peers
 
@@ -227,26 +225,3 @@ def test_tailnet_addresses(address: str, expected: bool) -> None:
 )
 def test_a_device_is_guessed_from_the_user_agent(user_agent: str, expected: str | None) -> None:
     assert guess(user_agent) == expected
-
-
-names = st.sampled_from(
-    [b"tailscale-user-login", b"tailscale-user-name", b"tailscale-funnel-request", b"x-forwarded-for", b"host"]
-) | st.binary(max_size=20)
-headers_of_any_bytes = st.dictionaries(names, st.binary(max_size=200) | st.sampled_from(list(SERVE.values())))
-untrusted = st.sampled_from(["127.0.0.2", "100.64.0.9", "192.168.1.7", "fd7a:115c:a1e0::9", "::2", "name", ""])
-
-
-@settings(max_examples=500)
-@given(untrusted, st.integers(1, 65535), headers_of_any_bytes)
-@example("127.0.0.2", 1, dict(SERVE))
-def test_no_header_gives_an_untrusted_peer_an_identity(host: str, port: int, headers: Headers) -> None:
-    caller = Identify(Peers().trusts)((host, port), headers)
-    assert (caller.kind, caller.login, caller.full_name, caller.source) == ("unknown", None, None, "none")
-    assert caller.client in (host, host.lower())
-
-
-@settings(max_examples=500)
-@given(st.sampled_from([PROXY, None, ("100.64.0.2", 0)]), headers_of_any_bytes)
-def test_no_header_makes_a_trusted_peers_request_raise(client: tuple[str, int] | None, headers: Headers) -> None:
-    caller = Identify(Peers().trusts)(client, headers)
-    assert caller.login is None or caller.login.isprintable()
