@@ -2,13 +2,15 @@
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from opentelemetry.sdk.trace import TracerProvider
 from tailspan_otel import attributes as name
 from tailspan_otel import instrument, whois
 
@@ -280,6 +282,49 @@ def test_a_userspace_tailscaled_leaves_headers_over_tcp_unproven_and_those_over_
         ask_all(visitor, {"alice": CASES["alice"]})
     assert identities(receiver, 1) == {"alice": ALICE}
     assert counted(receiver) == {name.FORGED: 0, name.UNPROVEN: 0}
+
+
+def test_who_comes_past_serve_in_userspace_mode_is_seen_by_the_port_of_its_connection(
+    receiver: Receiver, tailscaled: LocalAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAILSPAN_USERSPACE", "true")
+    with (
+        dashboard(proxy_headers=False) as url,
+        closing(HTTPConnection("127.0.0.1", int(url.rpartition(":")[2]))) as forger,
+    ):
+        forger.connect()
+        port = forger.sock.getsockname()[1]
+        tailscaled.connections[f"127.0.0.1:{port}"] = tailscaled.whois["100.64.0.4"]
+        for _ in range(2):
+            forger.request("GET", "/boss", headers=dict(FORGED))
+            assert forger.getresponse().read() == b'"boss"'
+    assert identities(receiver, 2) == {"boss": {**CI, name.PEER_ADDRESS: "127.0.0.1"}}
+    assert counted(receiver) == {name.FORGED: 2, name.FORGED_KINDS: "bypass=2", name.UNPROVEN: 0}
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_every_kind_of_forgery_is_counted_once_and_nothing_of_it_is_believed(
+    receiver: Receiver, tailscaled: LocalAPI, native: bool
+) -> None:
+    app = FastAPI(telemetry={"tracer_provider": TracerProvider()} if native else {"tracing": False})
+    app.get("/{case}")(lambda case: case)
+    instrument(app)
+    passed_on = [("X-Forwarded-For", "100.64.0.4"), ("Tailscale-User-Login", "ceo@example.com")]
+    with (
+        serving(app, forwarded_allow_ips="*") as url,
+        client(url) as proxy,
+        client(url, local_address="127.0.0.2") as neighbour,
+    ):
+        ask_all(proxy, {"contradicted": (passed_on, {}), "rewritten": (forwarded("100.64.0.2, 100.64.0.4"), {})})
+        ask_all(neighbour, {"untrusted": ([("Tailscale-User-Login", "ceo@example.com")], {})})
+    found = identities(receiver, 3)
+    assert {case: (found[case][name.CALLER], found[case].get(name.LOGIN)) for case in found} == {
+        "contradicted": ("tagged", None),
+        "rewritten": ("tagged", None),
+        "untrusted": ("unknown", None),
+    }
+    kinds = "contradicted=1,rewritten=1,untrusted=1"
+    assert counted(receiver) == {name.FORGED: 3, name.FORGED_KINDS: kinds, name.UNPROVEN: 0}
 
 
 @pytest.mark.parametrize("host", ["::1", "::"])
