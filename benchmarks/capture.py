@@ -111,7 +111,7 @@ def app_with(routes: int) -> FastAPI:
     return app
 
 
-async def _requests(app: FastAPI, path: str, count: int) -> None:
+async def one_after_another(app: FastAPI, path: str, count: int) -> None:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
@@ -129,11 +129,11 @@ async def _requests(app: FastAPI, path: str, count: int) -> None:
 
 async def _run(app: FastAPI, path: str) -> tuple[float, float]:
     """Microseconds a request: wall time of the best batch, CPU of the whole process over all of them."""
-    await _requests(app, path, 300)
+    await one_after_another(app, path, 300)
     best, cpu = float("inf"), time.process_time()
     for _ in range(BATCHES):
         began = time.perf_counter()
-        await _requests(app, path, REQUESTS)
+        await one_after_another(app, path, REQUESTS)
         best = min(best, time.perf_counter() - began)
         await asyncio.sleep(0.6 if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ else 0)  # the exporter's turn
     return best / REQUESTS * 1e6, (time.process_time() - cpu) / (BATCHES * REQUESTS) * 1e6

@@ -17,6 +17,9 @@ class Node:
     addresses: tuple[str, ...] = ()  # its own, IPv4 first where it has both
     source: str = "whois"  # or status
 
+    def __hash__(self) -> int:
+        return hash(self.id)  # it is a cache's key once a request
+
     @property
     def kind(self) -> str:
         return "tagged" if self.tags else "shared" if self.shared else "person"

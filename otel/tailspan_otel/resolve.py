@@ -42,14 +42,19 @@ class Resolve:
             itself = self._seen_from_here(_past_serve(caller, node))
             return Who(itself, node, forged="bypass" if _claims(caller) else caller.forged)
         node, forged = self._device(caller, wait_s), caller.forged
-        if node is not None and caller.login is not None and not _agree(caller, node):
-            node = self._whois.again(caller.client or "", wait_s) if wait_s else node
-            if node is not None and node.source == "whois" and not _agree(caller, node):
+        if node is not None and caller.login is not None and caller.login != node.login:
+            node, contradicts = self._doubted(caller, node, wait_s)
+            if contradicts:
                 caller, forged = _nameless(caller), "contradicted"
-            elif node is not None and not _agree(caller, node):
-                node = None  # a listing is older than the request
         caller = self._seen_from_here(caller)
         return Who(caller, node, self._proves(caller, node), forged)
+
+    def _doubted(self, caller: Caller, node: Node, wait_s: float) -> tuple[Node | None, bool]:
+        """The device, now that headers say that it is somebody else's, and whether they are contradicted."""
+        if node.source == "status":  # which may be older than the request
+            return (node, False) if _agree(caller, node) else (None, False)
+        now = self._whois.again(caller.client or "", wait_s) if wait_s else node
+        return now, now is not None and not _agree(caller, now)
 
     def _seen_from_here(self, caller: Caller) -> Caller:
         """This machine itself is local."""

@@ -85,7 +85,7 @@ class Whois:
         """(whether it is known who has the address, who); asks in the background where it is not, or not for long."""
         answer = self._known.get(address, _NONE)
         now = time.monotonic()
-        if now > answer.fresh_until:
+        if now > answer.fresh_until and now >= self._away_until and address not in self._asked:
             self._ask(address)
         known = now < answer.known_until
         return known, answer.node if known else None
@@ -93,14 +93,16 @@ class Whois:
     def wait(self, address: str, seconds: float) -> Node | None:
         """Who has the address, as far as it is known within `seconds`. Not for the request's path."""
         known, node = self.peek(address)
-        if known or not self._wait(lambda: address not in self._asked, seconds):
+        if known or address not in self._asked:
             return node
+        self._wait(lambda: address not in self._asked, seconds)
         return self.peek(address)[1]
 
     def again(self, address: str, seconds: float) -> Node | None:
         """The same, by an answer of the last second. Not for the request's path."""
         if time.monotonic() > self._known.get(address, _NONE).at + DOUBTED_S:
-            self._ask(address)
+            if address not in self._asked:
+                self._ask(address)
             self._wait(lambda: address not in self._asked, seconds)
         return self.peek(address)[1]
 
@@ -111,6 +113,8 @@ class Whois:
         """
         if client is None or not self.userspace or not client[1] or client[0] not in ("127.0.0.1", "::ffff:127.0.0.1"):
             return None
+        if time.monotonic() < self._missed + MISSED_S:
+            return None
         asked = Connection(f"127.0.0.1:{client[1]}")
         return asked if self._put(asked) else None
 
@@ -119,19 +123,16 @@ class Whois:
         self._wait(lambda: connection.answered, seconds)
         return connection.node
 
-    def _wait(self, done: Callable[[], bool], seconds: float) -> bool:
-        """Whether it is done by then. Sending goes on without a name where the second's patience is at its end."""
-        if done() or seconds <= 0:
-            return done()
+    def _wait(self, done: Callable[[], bool], seconds: float) -> None:
+        """Until it is done, or time is up. Sending goes on without a name where the second's patience is at its end."""
+        if seconds <= 0 or done():
+            return
         with self._news:
             began = time.monotonic()
-            answered = self._news.wait_for(done, min(seconds, self._patience.left(began)))
+            self._news.wait_for(done, min(seconds, self._patience.left(began)))
             self._patience.spend(time.monotonic() - began)
-        return answered
 
     def _ask(self, address: str) -> None:
-        if address in self._asked:
-            return
         self._asked.add(address)
         if not self._put(address):
             self._asked.discard(address)
