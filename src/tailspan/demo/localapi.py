@@ -28,7 +28,9 @@ def questions(known: str, unknown: str) -> list[Question]:
     Status, content type and body of each answer are to be a real tailscaled's. Of `127.0.0.1:port` only what finds
     nothing is asked.
     """
-    whois = [known, f"{known}:443", unknown, f"{unknown}:443", "127.0.0.1:5", f"::ffff:{known}", "nonsense", ""]
+    ported = "[{}]:443" if ":" in known else "{}:443"
+    addresses = [known, ported.format(known), unknown, ported.format(unknown)]
+    whois = [*addresses, "127.0.0.1:5", f"::ffff:{known}", "nonsense", ""]
     about = f"/localapi/v0/whois?addr={quote(known)}"
     return [
         Question("/localapi/v0/status?peers=false", {}),
@@ -84,7 +86,7 @@ class LocalAPI:
         self.asked.append(target)
         url = urlsplit(target)
         if url.path == "/localapi/v0/status":
-            return 200, self.status
+            return 200, self.status if "peers=false" not in url.query else _without_peers(self.status)
         if url.path != "/localapi/v0/whois":
             return 404, b"404 page not found\n"
         asked = parse_qs(url.query).get("addr", [""])[0]
@@ -99,6 +101,10 @@ class LocalAPI:
             found = self.whois.get(address) or self.connections.get(asked)
             time.sleep(self.miss_s if found is None and has_port else 0)
         return (404, b"no match for IP:port\n") if found is None else (200, found)
+
+
+def _without_peers(status: bytes) -> bytes:
+    return json.dumps({**json.loads(status), "Peer": None, "User": None}, indent="\t").encode()
 
 
 def _parted(asked: str) -> tuple[str, bool]:
