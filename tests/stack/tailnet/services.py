@@ -1,5 +1,6 @@
 """The service whose callers are told apart, in every set-up that the documentation names, and the servers that tell."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -16,18 +17,13 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from tailspan_otel import instrument
 
 from tests.otel.receiver import serving
-from tests.stack.engines import Engine, Influxd, free_port, program, until
+from tests.stack.engines import ROOT, Engine, Influxd, free_port, program, until
 from tests.stack.tailnet.lab import Node
 from tests.stack.tailnet.network import HUB
 
 TOKEN: Final = "a-token-of-the-tests"
 BEARER: Final = {"Authorization": f"Bearer {TOKEN}"}
-# not one client's header that claims an identity is passed on
-BLANKED: Final = (
-    *("Tailscale-User-Login", "Tailscale-User-Name", "Tailscale-User-Profile-Pic", "Tailscale-Headers-Info"),
-    *("Tailscale-Funnel-Request", "Tailscale-App-Capabilities"),
-    *("Tailscale-Login", "Tailscale-User", "Tailscale-Name", "Tailscale-Profile-Picture", "Tailscale-Tailnet"),
-)
+SNIPPET: Final = ROOT / "docs" / "identity.md"  # what nginx blanks is what is recommended there
 
 Log = dict[str, Any]
 
@@ -148,7 +144,8 @@ http {{
 
 
 def _site(address: str, port: int, app: int, blank: bool) -> str:
-    headers = "".join(f'proxy_set_header {name} ""; ' for name in BLANKED) if blank else ""
+    recommended = re.findall(r'^ +(proxy_set_header Tailscale-\S+ "";)$', SNIPPET.read_text("utf-8"), re.M)
+    headers = " ".join(recommended) if blank else ""
     forwarded = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
     location = f"location / {{ proxy_pass http://127.0.0.1:{app}; {forwarded} {headers} }}"
     return f"server {{ listen {address}:{port}; {location} }}\n"
