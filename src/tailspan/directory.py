@@ -9,18 +9,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from tailspan.config import Settings
 from tailspan.errors import StoreError, TailnetError, TailnetState
 from tailspan.query import nanoseconds
 from tailspan.span import Device
-from tailspan.store.duckdb import DuckDB
 from tailspan.tailnet import Listed, Look, Source
 from tailspan.tailnet.api import API
 from tailspan.tailnet.headscale import Headscale
 from tailspan.tailnet.local import Local
 from tailspan.tailnet.status import Status
+
+if TYPE_CHECKING:
+    from tailspan.store.duckdb import DuckDB  # the commands do without it
 
 AGAIN_S: Final = 5.0  # after a first failure; then twice as long each time, up to MOST_S
 MOST_S: Final = 300.0
@@ -77,7 +79,7 @@ class Post:
 class Directory:
     """`sources` in the order in which they are believed. Its entries of the history go into `store`."""
 
-    def __init__(self, sources: Sequence[Source], store: DuckDB, clock: Callable[[], datetime]) -> None:
+    def __init__(self, sources: Sequence[Source], store: "DuckDB", clock: Callable[[], datetime]) -> None:
         self.posts = [Post(source) for source in sources]
         self._store = store
         self._clock = clock
