@@ -11,7 +11,7 @@ from tailspan.config import Headscale as Settings
 from tailspan.errors import TailnetError
 from tailspan.tailnet import TIMEOUT_S, Listed, Look, addresses, answered, look, moment
 
-EVERY_S: Final = 15.0
+EVERY_S: Final = 30.0  # to check the key costs headscale a tenth of a second of work
 FIXES: Final = {
     401: "Make a new key: headscale apikeys create; then set HEADSCALE_API_KEY.",
     404: "Correct HEADSCALE_URL: it is headscale's server_url.",

@@ -53,7 +53,7 @@ def read(status: Mapping[str, Any], place: str) -> Look:
     if not isinstance(state, str):
         raise TailnetError("unreadable", f"{place} is no status: BackendState is missing.")
     if state in OUT:
-        raise TailnetError("logged out", f"The tailscaled of {place} is in the state {state}.", fix=OUT[state])
+        raise TailnetError("logged out", f"{place} says that it is in the state {state}.", fix=OUT[state])
     users, tailnet = status.get("User") or {}, status.get("CurrentTailnet") or {}
     own = status.get("Self") or {}
     entries = [one for one in [own, *(status.get("Peer") or {}).values()] if one]
