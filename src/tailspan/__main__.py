@@ -183,6 +183,10 @@ def devices(
     if answer["unknown"]:
         rows = [(one["address"], one["device"], one["user"], one["requests"]) for one in answer["unknown"]]
         show("using, but not in the tailnet's list", ("address", "device", "who", "requests"), rows)
+    for what, found in (("devices", answer["new_devices"]), ("people", answer["new_people"])):
+        if found:
+            names = ", ".join(one.get("name") or one["user"] for one in found)
+            out.print(f"[italic]new {what}: {escape(names)}[/italic]", highlight=False)
     for name, more in answer["more"].items():
         err.print(f"{more} more of {name}: --limit shows more.", highlight=False)
     complain(answer["sources"])

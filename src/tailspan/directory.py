@@ -6,6 +6,7 @@ A source that has not answered for a while comes last; what it said holds until 
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 AGAIN_S: Final = 5.0  # after a first failure; then twice as long each time, up to MOST_S
 MOST_S: Final = 300.0
 LONGEST_S: Final = 3600.0  # however long a source wishes to be left alone
+LEISURE: Final = 20  # a tailnet so large that a look takes seconds is looked at less often
 REFUSED: Final = ("wrong token", "not allowed")  # which no second try makes better
 STALE: Final = timedelta(minutes=15)  # from then on other sources are believed first
 WARNED: Final = timedelta(days=14)  # before a key expires
@@ -62,6 +64,7 @@ class Post:
     looked: datetime | None = None  # when it last answered
     problem: TailnetError | None = None  # since then
     failures: int = 0
+    took_s: float = 0.0
 
     def is_stale(self, now: datetime) -> bool:
         return self.looked is None or now - self.looked > max(STALE, timedelta(seconds=2 * self.source.every_s))
@@ -70,7 +73,7 @@ class Post:
     def next_s(self) -> float:
         """How long to leave it alone."""
         if self.problem is None:
-            return self.source.every_s
+            return max(self.source.every_s, self.took_s * LEISURE)
         if self.problem.again_s is not None:
             return min(max(self.problem.again_s, AGAIN_S), LONGEST_S)
         return MOST_S if self.problem.state in REFUSED else min(AGAIN_S * 2 ** min(self.failures - 1, 10), MOST_S)
@@ -106,6 +109,7 @@ class Directory:
 
     def ask(self, post: Post) -> None:
         """One look. Never raises: what is wrong is the source's state."""
+        began = time.monotonic()
         try:
             look = post.source.look()
         except TailnetError as problem:
@@ -117,6 +121,7 @@ class Directory:
         with self._keeping:
             if not self._ended.is_set():
                 self._keep(post.looked)
+        post.took_s = time.monotonic() - began
 
     def _keep(self, now: datetime) -> None:
         """Where the store cannot be written, the next look tries again."""
@@ -186,10 +191,10 @@ def changes(
 ) -> Iterator[Device]:
     """Entries to learn, so that the history of listed devices says that these have their addresses now.
 
-    An address nobody was ever listed with is presumed to have been the device's since that joined. `complete`: an
-    address that is not listed is nobody's any more.
+    `learned`: the newest entry of each address. An address nobody was ever listed with is presumed to have been the
+    device's since that joined. `complete`: an address that is not listed is nobody's any more.
     """
-    newest = {device.address: device for device in sorted(learned, key=lambda device: device.turn)}
+    newest = {device.address: device for device in learned}
     for address, listed in holders.items():
         before, device = newest.get(address), entry_of(address, listed, now_ns)
         if before and before.to_ns is None and before.who == device.who:

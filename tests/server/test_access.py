@@ -87,6 +87,9 @@ FUNNEL = {"X-Forwarded-For": "203.0.113.7", "Tailscale-Funnel-Request": "?1"}
         (LOOPBACK, served("alice@example.com", "100.64.0.77"), {}, 403),  # of a device that nobody lists
         (LOOPBACK, served("alice@example.com", "100.64.0.3"), {}, 403),  # of somebody else's
         (LOOPBACK, served(None, "100.64.0.77"), {}, 401),
+        (("100.64.0.2", 0), ALICE, {}, 200),  # as uvicorn rewrites the peer in a host's own app
+        (("100.64.0.2", 0), ALICE, {"userspace": True}, 401),
+        (LOOPBACK, ALICE | {"X-Forwarded-For": "100.64.0.4, 100.64.0.2"}, {}, 401),  # the first one is the caller's own
         # an address without a name, as behind a proxy that adds none
         (LOOPBACK, served(None, "100.64.0.2"), {}, 200),
         # a list of readers: those, and nobody else

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -227,8 +228,10 @@ def test_the_server_records_its_viewers_and_not_its_deliveries(start: Start) -> 
     assert not [log for log in _logs(server.url) if log["path"] == "/v1/traces"]
 
 
-def test_devices_shows_who_uses_nothing_and_who_is_unknown_and_who_is_tells_whose_an_address_is(start: Start) -> None:
-    server = start(TAILSPAN_STATUS=str(STATUS))
+def test_devices_shows_who_uses_nothing_and_who_is_unknown_and_who_is_tells_whose_an_address_is(
+    start: Start, tmp_path: Path
+) -> None:
+    server = start(TAILSPAN_STATUS=shutil.copyfile(STATUS, str(tmp_path / "status.json")))
     server.deliver(span(1, ago=2))  # of 100.64.0.7, whom the status has not
     until(lambda: httpx.get(f"{server.url}/analytics/tailnet/status").json()["devices"])
     shown = run("devices", TAILSPAN_URL=server.url)
@@ -238,6 +241,10 @@ def test_devices_shows_who_uses_nothing_and_who_is_unknown_and_who_is_tells_whos
     assert lines[0].startswith("alice-laptop alice@example.com 100.64.0.2 yes 0 - ")
     assert [line for line in lines if line.startswith("ci-runner tag:ci 100.64.0.4 yes 0 - ")]
     assert "100.64.0.7 ana-laptop ana@example.com 1" in lines
+    assert lines[-2:] == [
+        "new devices: alice-laptop, appsrv, ci-runner, ext-box.other-net.ts.net, zoe-phone",
+        "new people: ana@example.com",
+    ]
     idle = run("devices", "--idle", "--user", "alice@example.com", "--json", TAILSPAN_URL=server.url)
     assert [one["name"] for one in json.loads(idle.stdout)["devices"]] == ["alice-laptop"]
     alice = run("who-is", "100.64.0.2", TAILSPAN_URL=server.url)
@@ -252,7 +259,9 @@ def test_devices_shows_who_uses_nothing_and_who_is_unknown_and_who_is_tells_whos
 def test_who_read_what_and_who_was_refused_is_recorded_by_name(start: Start, tmp_path: Path) -> None:
     """As Serve forwards to a unix socket."""
     path = f"{tmp_path}/t.sock"
-    server = start(TAILSPAN_LISTEN=f"unix:{path}", TAILSPAN_STATUS=str(STATUS))
+    server = start(
+        TAILSPAN_LISTEN=f"unix:{path}", TAILSPAN_STATUS=shutil.copyfile(STATUS, str(tmp_path / "status.json"))
+    )
 
     def is_listening() -> bool:
         with socket.socket(socket.AF_UNIX) as probe:

@@ -9,9 +9,12 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+import tailspan
+from tailspan.config import Settings
 from tests.conftest import Launch
 from tests.server.conftest import Serving
 from tests.server.spans import export, span
+from tests.server.tailnet import STATUS, until
 
 DOCS = Path(__file__).parents[2] / "docs" / "query.md"
 
@@ -77,6 +80,30 @@ def test_in_a_hosts_app_a_caller_from_elsewhere_needs_the_token_too(host: FastAP
     with TestClient(host, "http://127.0.0.1:8000", client=("100.64.0.9", 50000)) as client:
         for answer in (client.get("/analytics/active"), client.post("/analytics/v1/traces", json=export(span(1)))):
             assert answer.status_code == 401
+
+
+def test_in_a_hosts_app_people_of_the_tailnet_read_its_analytics_and_nobody_else(
+    database: Path,
+) -> None:
+    """As a dashboard card does in a browser behind Serve; the app's own routes are nobody's business here."""
+    app = FastAPI()
+    settings = Settings(
+        db=database.with_name("own.duckdb"),
+        ts_socket=Path("/nowhere"),
+        status=str(STATUS),
+        allowed_hosts=("box.ts.net",),
+    )
+    app.include_router(tailspan.router(settings))
+    app.add_api_route("/prices", lambda: 1)
+    alice = {"Tailscale-User-Login": "alice@example.com", "X-Forwarded-For": "100.64.0.2", "Host": "box.ts.net"}
+    eve = alice | {"Tailscale-User-Login": "eve@other.example", "X-Forwarded-For": "100.64.0.5"}
+    with local(app) as client:
+        until(lambda: client.get("/analytics/tailnet/devices").json()["devices"])
+        found = [client.get("/analytics/dashboard-usage", headers=who) for who in (alice, eve)]
+        assert [answer.status_code for answer in found] == [200, 403]
+        assert client.delete("/analytics/people/ana@example.com", headers=alice).status_code == 403
+        assert client.post("/analytics/v1/traces", json=export(span(1)), headers=alice).status_code == 403
+        assert client.get("/prices", headers=eve).json() == 1
 
 
 def test_an_app_that_keeps_its_own_spans_stops_cleanly_and_its_last_word_is_kept(

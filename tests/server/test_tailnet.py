@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from tailspan.config import Headscale as HeadscaleSettings
@@ -14,12 +18,18 @@ from tailspan.config import Settings, TailscaleAPI
 from tailspan.demo.localapi import LocalAPI
 from tailspan.directory import Directory, changes, entry_of, sources_of
 from tailspan.errors import SettingError, TailnetError
+from tailspan.labels import LabelsFile
+from tailspan.reports import Sources
+from tailspan.reports.devices import DevicesParams, devices
 from tailspan.store.duckdb import DuckDB
-from tailspan.tailnet import Listed, Look
+from tailspan.tailnet import Listed, Look, checked, expected
+from tailspan.tailnet import listed as listed_of
 from tailspan.tailnet.api import API
+from tailspan.tailnet.api import _device as api_device
 from tailspan.tailnet.headscale import Headscale
+from tailspan.tailnet.headscale import _device as headscale_device
 from tailspan.tailnet.local import Local
-from tailspan.tailnet.status import Status
+from tailspan.tailnet.status import Status, read
 from tests.server.conftest import Serving
 from tests.server.spans import ANA, NOW, NOW_NS, export, span
 from tests.server.tailnet import API_KEY, CLIENT, FIXTURES, HEADSCALE_KEY, STATUS, Answer, headscale, tailscale, until
@@ -432,7 +442,7 @@ def test_keys_that_cannot_be_asked_for_cost_no_device() -> None:
         ({"BackendState": "NeedsLogin", "Peer": None}, "logged out", "tailscale up"),
         ({"BackendState": "Stopped"}, "logged out", "tailscale up"),
         ({"BackendState": "NeedsMachineAuth"}, "logged out", "Machines"),
-        ({"BackendState": None}, "unreadable", "BackendState is missing"),
+        ({"Self": ["x"]}, "unreadable", "another shape"),
         ({"Peer": {"nodekey:1": {"ID": "n1"}}}, "unreadable", "another shape"),
     ],
 )
@@ -491,6 +501,8 @@ def test_a_source_in_trouble_is_left_alone_for_longer_each_time_and_as_long_as_i
     source.says = Look((ALICE,))
     directory.ask(post)
     assert post.next_s == 30
+    post.took_s = 5  # so large a tailnet
+    assert post.next_s == 100
 
 
 @pytest.mark.parametrize(("sent", "wished"), [("120", 120), ("Wed, 21 Oct 2015 07:28:00 GMT", 5), ("soon", 5)])
@@ -546,6 +558,53 @@ def test_a_store_that_cannot_be_written_is_tried_again_with_the_next_look(
     directory = Directory([Given()], store, Clock())
     directory.ask(directory.posts[0])
     assert "The device history was not kept" in caplog.text
+
+
+def any_json(draw: st.DrawFn, value: Any) -> Any:
+    """The same, or with something else in one place."""
+    other: st.SearchStrategy[Any] = st.sampled_from(
+        (None, "", "x", 0, -1, [], {}, [None], True, "0001-01-01T00:00:00Z", "\ud800", 10**30)
+    )
+    if not (isinstance(value, dict | list) and value) or not draw(st.integers(0, 5)):
+        return draw(other)
+    keys: list[Any] = list(value) if isinstance(value, dict) else list(range(len(value)))
+    key = draw(st.sampled_from(keys))
+    changed = value.copy()
+    changed[key] = any_json(draw, value[key])
+    return changed
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_an_answer_of_any_shape_is_read_or_told_and_never_ends_the_looking(data: st.DataObject) -> None:
+    whole = {
+        "status": json.loads(STATUS.read_text()),
+        "nodes": json.loads((FIXTURES / "headscale-nodes.json").read_text()),
+        "devices": json.loads((FIXTURES / "api-devices.json").read_text()),
+    }
+    name = data.draw(st.sampled_from(sorted(whole)))
+    changed = data.draw(st.composite(any_json)(whole[name]))
+    source = Given()
+    reading: dict[str, Callable[[Any], Any]] = {
+        "status": lambda found: read(found, "a test"),
+        "nodes": lambda found: checked(Look(*listed_of(found["nodes"] or (), headscale_device))),
+        "devices": lambda found: checked(Look(*listed_of(found["devices"] or (), api_device))),
+    }
+    try:
+        with expected("a test"):
+            source.says = reading[name](changed)
+    except TailnetError as problem:
+        assert problem.state in ("unreadable", "logged out")
+        return
+    with TemporaryDirectory() as folder:
+        store = DuckDB(Path(folder) / "t.duckdb")
+        directory = Directory([source], store, Clock())
+        directory.ask(directory.posts[0])
+        answer = devices(Sources(store, LabelsFile(), None, directory), DevicesParams(), NOW)
+        assert answer.summary.devices == len(directory.members(NOW))
+        assert answer.model_dump_json()
+        assert len(store.learned()) == len({one for m in directory.members(NOW) for one in m.device.addresses})
+        store.close()
 
 
 # Settings

@@ -271,10 +271,10 @@ class DuckDB:
             cursor.execute(LEARN, columns)
 
     def learned(self) -> list[Device]:
-        """What was added to the history; oldest first."""
+        """Of each address the newest entry that was added to the history."""
         with self._read() as cursor:
-            found = cursor.execute(f"{DEVICES} WHERE NOT seen").fetchall()
-        return sorted(map(Device._make, found), key=lambda device: device.turn)
+            newest = "QUALIFY row_number() OVER (PARTITION BY address ORDER BY from_ns DESC) = 1"
+            return list(map(Device._make, cursor.execute(f"{DEVICES} WHERE NOT seen {newest}").fetchall()))
 
     def history(self) -> list[Device]:
         """Whose each address was, from spans and from what was learned; oldest first."""

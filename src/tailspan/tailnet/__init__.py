@@ -6,13 +6,14 @@ All answer the same question, so that any of them will do: `local` needs tailsca
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any, Final, NamedTuple, Protocol
 
 import httpx
+from pydantic import TypeAdapter
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
@@ -54,6 +55,9 @@ class Look(NamedTuple):
     health: tuple[str, ...] = ()  # what it says is wrong with itself
     key_expires: datetime | None = None  # when the key that it was asked with does
     written: datetime | None = None  # of a file: when it was
+
+
+_LOOK: Final = TypeAdapter(Look)
 
 
 class Source(Protocol):
@@ -132,14 +136,25 @@ def parsed(body: bytes, place: str) -> Any:
     return content
 
 
-def look(entries: Iterable[Any], read: Callable[[Any], Listed], place: str) -> tuple[tuple[Listed, ...], int]:
-    """The devices, and how many entries were left out. Raises TailnetError where they have another shape."""
+@contextmanager
+def expected(place: str) -> Iterator[None]:
+    """Raises TailnetError where what is read in it has another shape."""
     try:
-        found = [read(entry) for entry in entries]
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise TailnetError("unreadable", f"{place} lists devices in another shape: {problem!r}.") from problem
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as problem:
+        raise TailnetError("unreadable", f"{place} answers in another shape: {problem!r}.") from problem
+
+
+def listed(entries: Iterable[Any], read: Callable[[Any], Listed]) -> tuple[tuple[Listed, ...], int]:
+    """The devices, and how many entries were left out for want of an address or an id."""
+    found = [read(entry) for entry in entries]
     devices = tuple(device for device in found if device.addresses and device.node_id)
     return devices, len(found) - len(devices)
+
+
+def checked(look: Look) -> Look:
+    """The same. Raises ValueError where a field has another type, or text that is no Unicode."""
+    return _LOOK.validate_python(look, strict=True)
 
 
 def addresses(texts: Iterable[str] | None) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import httpx
 
 from tailspan.config import TailscaleAPI as Settings
 from tailspan.errors import TailnetError
-from tailspan.tailnet import TIMEOUT_S, Listed, Look, addresses, answered, look, moment
+from tailspan.tailnet import TIMEOUT_S, Listed, Look, addresses, answered, checked, expected, listed, moment
 
 EVERY_S: Final = 300.0
 EARLY_S: Final = 60.0  # how long before its end a token of an OAuth client is replaced
@@ -44,8 +44,9 @@ class API:
                     self._token = None  # it may have been revoked
                 raise
             expires = self._expiry(client)
-        devices, left_out = look(found.get("devices") or (), _device, self.place)
-        return Look(devices, left_out, tailnet=_named(self._settings.tailnet), key_expires=expires)
+        with expected(self.place):
+            tailnet = None if self._settings.tailnet == "-" else self._settings.tailnet
+            return checked(Look(*listed(found["devices"] or (), _device), tailnet=tailnet, key_expires=expires))
 
     def _get(self, client: httpx.Client, what: str) -> Any:
         return answered(client.stream("GET", f"/tailnet/{self._settings.tailnet}/{what}"), self.place, FIXES)
@@ -67,15 +68,11 @@ class API:
         """Of the access token, whose id is the part after `tskey-api-`; None where it may not be asked."""
         if self._settings.key is None or not self._settings.key.startswith(KEY):
             return None
-        with suppress(TailnetError, ValueError):  # the devices are what it is asked for
+        with suppress(TailnetError), expected(self.place):  # the devices are what it is asked for
             return moment(
                 self._get(client, f"keys/{self._settings.key.removeprefix(KEY).partition('-')[0]}").get("expires")
             )
         return None
-
-
-def _named(tailnet: str) -> str | None:
-    return None if tailnet == "-" else tailnet
 
 
 def _device(device: Mapping[str, Any]) -> Listed:

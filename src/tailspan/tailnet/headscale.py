@@ -9,7 +9,7 @@ import httpx
 
 from tailspan.config import Headscale as Settings
 from tailspan.errors import TailnetError
-from tailspan.tailnet import TIMEOUT_S, Listed, Look, addresses, answered, look, moment
+from tailspan.tailnet import TIMEOUT_S, Listed, Look, addresses, answered, checked, expected, listed, moment
 
 EVERY_S: Final = 30.0  # to check the key costs headscale a tenth of a second of work
 FIXES: Final = {
@@ -33,8 +33,9 @@ class Headscale:
             keys: dict[str, Any] = {}
             with suppress(TailnetError):  # the devices are what it is asked for
                 keys = answered(client.stream("GET", f"{self.place}/api/v1/apikey"), self.place, FIXES)
-        devices, left_out = look(nodes.get("nodes") or (), _device, self.place)
-        return Look(devices, left_out, key_expires=_expiry(self._key, keys.get("apiKeys") or ()))
+        with expected(self.place):
+            expires = _expiry(self._key, keys.get("apiKeys") or ())
+            return checked(Look(*listed(nodes["nodes"] or (), _device), key_expires=expires))
 
 
 def _expiry(own: str, keys: Iterable[Mapping[str, Any]]) -> datetime | None:

@@ -9,7 +9,19 @@ from typing import Any, Final
 import httpx
 
 from tailspan.errors import TailnetError
-from tailspan.tailnet import MAX_BYTES, TIMEOUT_S, Listed, Look, addresses, answered, look, moment, parsed
+from tailspan.tailnet import (
+    MAX_BYTES,
+    TIMEOUT_S,
+    Listed,
+    Look,
+    addresses,
+    answered,
+    checked,
+    expected,
+    listed,
+    moment,
+    parsed,
+)
 
 EVERY_S: Final = 30.0
 MULLVAD: Final = ".mullvad.ts.net."  # exit nodes for rent: hundreds, and none of them a visitor
@@ -49,29 +61,25 @@ class Status:
 
 def read(status: Mapping[str, Any], place: str) -> Look:
     """The document of tailscaled's `status` (Go's ipnstate.Status). Raises TailnetError."""
-    state = status.get("BackendState")
-    if not isinstance(state, str):
-        raise TailnetError("unreadable", f"{place} is no status: BackendState is missing.")
-    if state in OUT:
-        raise TailnetError("logged out", f"{place} says that it is in the state {state}.", fix=OUT[state])
-    users, tailnet = status.get("User") or {}, status.get("CurrentTailnet") or {}
-    own = status.get("Self") or {}
-    entries = [one for one in [own, *(status.get("Peer") or {}).values()] if one]
-    devices, left_out = look(
-        (one for one in entries if not str(one.get("DNSName")).endswith(MULLVAD)),
-        lambda one: _device(one, users),
-        place,
-    )
-    return Look(
-        devices,
-        left_out,
-        tailnet=tailnet.get("Name"),
-        suffix=tailnet.get("MagicDNSSuffix") or None,
-        own=own.get("ID"),
-        version=status.get("Version"),
-        userspace=None if status.get("TUN") is None else not status["TUN"],
-        health=tuple(status.get("Health") or ()),
-    )
+    with expected(place):
+        if (state := status["BackendState"]) in OUT:
+            raise TailnetError("logged out", f"{place} says that it is in the state {state}.", fix=OUT[state])
+        users, tailnet = status.get("User") or {}, status.get("CurrentTailnet") or {}
+        entries = [one for one in (status["Self"], *(status.get("Peer") or {}).values()) if one]
+        own = [one for one in entries if not str(one.get("DNSName")).endswith(MULLVAD)]
+        devices, left_out = listed(own, lambda one: _device(one, users))
+        return checked(
+            Look(
+                devices,
+                left_out,
+                tailnet=tailnet.get("Name"),
+                suffix=tailnet.get("MagicDNSSuffix") or None,
+                own=(status["Self"] or {}).get("ID"),
+                version=status.get("Version"),
+                userspace=None if status.get("TUN") is None else not status["TUN"],
+                health=tuple(status.get("Health") or ()),
+            )
+        )
 
 
 def _device(peer: Mapping[str, Any], users: Mapping[str, Any]) -> Listed:
