@@ -59,11 +59,11 @@ async def refused(client: Client, tool: str, **arguments: Any) -> str:
 class Tailspan:
     """A server of this process. `send` delivers spans; `client(language=…, services=…)` is an MCP client in memory."""
 
-    def __init__(self, database: Path, now: datetime = NOW) -> None:
+    def __init__(self, database: Path, now: datetime = NOW, **settings: Any) -> None:
         (database.parent / "settings.toml").write_text(SETTINGS)
         self.store = DuckDB(database)
-        settings = Settings(db=database, settings=database.parent / "settings.toml")
-        self.app = create_app(settings, self.store, lambda: now)
+        given = Settings(db=database, settings=database.parent / "settings.toml", **settings)
+        self.app = create_app(given, self.store, lambda: now)
 
     def send(self, *spans: dict[str, Any], **resource: Any) -> None:
         answer = TestClient(self.app, "http://127.0.0.1:8100", client=("127.0.0.1", 5)).post(
