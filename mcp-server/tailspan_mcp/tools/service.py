@@ -51,7 +51,8 @@ def _tool(spec: ToolSpec, api: Upstream) -> Tool:
 
 def _argument(name: str, one: Parameter) -> Argument:
     kind: Any = Literal[one.choices] if one.choices else TYPES[one.type]
-    annotation = Annotated[kind, Field(ge=one.min, le=one.max, description=one.description)]
+    examples = None if one.example is None else [one.example]
+    annotation = Annotated[kind, Field(ge=one.min, le=one.max, description=one.description, examples=examples)]
     default = Argument.empty if one.default is None else one.default
     return Argument(name, Argument.KEYWORD_ONLY, default=default, annotation=annotation)
 

@@ -1,0 +1,57 @@
+"""Calls every tool once, as a client would: what answers, how fast, and what is wrong where it does not."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final, NamedTuple
+
+from mcp import Client
+from mcp_types import Tool
+
+GIVEN: Final[dict[str, dict[str, Any]]] = {"query_usage": {"metrics": ["requests"]}}
+OF_A_DEVICE: Final = ("tailscale_get_device", "tailscale_who_is")
+
+
+class Checked(NamedTuple):
+    tool: str
+    state: str  # ok, error, or skipped
+    milliseconds: float
+    said: str  # the sentence of the answer, or what is wrong and what to do
+
+
+async def check(client: Client) -> AsyncIterator[Checked]:
+    """In the order of the tools. Arguments that must be given are the examples of their schemas."""
+    device: dict[str, Any] | None = None
+    for tool in (await client.list_tools()).tools:
+        arguments = _arguments(tool, device)
+        if arguments is None:
+            yield Checked(tool.name, "skipped", 0, "There is no example to call it with.")
+            continue
+        began = time.monotonic()
+        result = await client.call_tool(tool.name, arguments)
+        took = (time.monotonic() - began) * 1000
+        said = next((part.text for part in result.content if part.type == "text"), "")
+        yield Checked(tool.name, "error" if result.is_error else "ok", took, said)
+        device = _device(tool.name, result.structured_content) or device
+
+
+def _arguments(tool: Tool, device: dict[str, Any] | None) -> dict[str, Any] | None:
+    """None where there is nothing to give for one that must be given."""
+    if tool.name in OF_A_DEVICE:
+        return device and {"device": device.get("name"), "ip": next(iter(device.get("addresses", ())), None)}
+    properties = tool.input_schema.get("properties", {})
+    needed = {name: properties[name].get("examples") for name in tool.input_schema.get("required", ())}
+    if not all(needed.values()):
+        return None
+    return GIVEN.get(tool.name, {}) | {name: examples[0] for name, examples in needed.items()}
+
+
+def _device(tool: str, content: Any) -> dict[str, Any] | None:
+    """One to ask about, from the list of devices; its addresses from the answer about it."""
+    if tool == "tailscale_get_device" and content:
+        return dict(content["device"])
+    if tool != "tailscale_list_devices" or not content:
+        return None
+    devices = content["devices"]
+    names = devices["name"] if isinstance(devices, dict) else [one["name"] for one in devices]
+    name = names["all"] if isinstance(names, dict) else next(iter(names), None)
+    return {"name": name} if name else None
