@@ -82,6 +82,7 @@ def _traffic(request: "Request", caller: Caller) -> tuple[str, str | None]:
         "" if request.websocket else _text(request, b"sec-fetch-dest"),
         local=caller.kind == "local",
         page=is_page,
+        agent=request.headers.get(b"user-agent", b"").startswith(traffic.AGENT),
         poll=lambda: rhythm.is_poll(who, f"{request.method} {request.route or path}", request.start_ns),
     )
     if kind == "page":

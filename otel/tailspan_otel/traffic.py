@@ -13,6 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 AGENT_PATH: Final = "/analytics/mcp"
+AGENT: Final = b"tailspan-mcp/"  # how the User-Agent of our MCP server begins, when it asks tailspan or a service
 OWN_PATH: Final = "/analytics/"
 DELIVERY_PATH: Final = "/analytics/v1/traces"
 HEALTH_PREFIXES: Final = ("/health", "/ready")
@@ -78,9 +79,11 @@ def fixed_traffic(path: str, destination: str = "") -> str | None:
     return "asset" if destination not in PAGE_DESTINATIONS or ending else None
 
 
-def classify(path: str, destination: str, *, local: bool, page: bool, poll: Callable[[], bool]) -> str:
+def classify(
+    path: str, destination: str, *, local: bool, page: bool, poll: Callable[[], bool], agent: bool = False
+) -> str:
     """The traffic of a request; `poll` is asked (and so counts the call) only where nothing else fits."""
-    fixed = fixed_traffic(path, destination)
+    fixed = "agent" if agent else fixed_traffic(path, destination)
     if local and fixed != "agent":
         return "internal"
     if fixed is not None:

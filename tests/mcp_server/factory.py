@@ -143,12 +143,20 @@ class Factory:
 @contextmanager
 def factory_of() -> Iterator[tuple[Factory, str]]:
     """It runs, and where."""
-    app, listening = Factory(), socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", server_header=False))
+    app = Factory()
+    with running(app) as url:
+        yield app, url
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """An ASGI app on a free port: its URL."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
-        yield app, f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()

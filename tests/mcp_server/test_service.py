@@ -8,14 +8,19 @@ from typing import Any, Final
 
 import anyio
 import anyio.to_thread
+import httpx
 import pytest
+from fastapi import FastAPI
 from mcp import Client
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from tailspan_mcp.declared import SettingError
 from tailspan_mcp.server import create_server
 from tailspan_mcp.settings import Settings
+from tailspan_otel import instrument
 
-from tests.mcp_server.conftest import Told, ask, refused
-from tests.mcp_server.factory import Factory, factory_of, price
+from tests.mcp_server.conftest import Serving, Told, ask, refused
+from tests.mcp_server.factory import Factory, factory_of, price, running
+from tests.stack.engines import until
 
 pytestmark = pytest.mark.anyio
 
@@ -90,20 +95,20 @@ TEN: Final[dict[str, tuple[dict[str, Any], str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[tuple[Factory, str]]:
-    with factory_of() as running:
-        yield running
+def both() -> Iterator[tuple[Factory, str]]:
+    with factory_of() as found:
+        yield found
 
 
 @pytest.fixture
-def factory(running: tuple[Factory, str]) -> Iterator[Factory]:
-    yield running[0]
-    running[0].fault = None
+def factory(both: tuple[Factory, str]) -> Iterator[Factory]:
+    yield both[0]
+    both[0].fault = None
 
 
 @pytest.fixture
-def url(running: tuple[Factory, str]) -> str:
-    return running[1]
+def url(both: tuple[Factory, str]) -> str:
+    return both[1]
 
 
 def read(folder: Path, text: str, **environ: str) -> Settings:
@@ -220,6 +225,28 @@ async def test_a_call_that_is_cancelled_hangs_up_on_the_service(factory: Factory
         assert await anyio.to_thread.run_sync(factory.gone.wait, 10)
         factory.fault = None
         assert (await ask(client, "get_current_price")).data["period"] == "P2"
+
+
+async def test_what_a_tool_asks_of_a_service_is_recorded_apart_from_people(serve: Serving, tmp_path: Path) -> None:
+    tailspan = serve()
+    exporter = OTLPSpanExporter(f"{tailspan.url}/v1/traces")
+    app = FastAPI(title="factory")
+    app.get("/ree/prices/latest")(lambda: {"price": 0.1})
+    instrument(app, exporter=exporter)
+    with running(app) as url:
+        async with the_ten(tmp_path, url) as client:
+            await ask(client, "get_current_price")
+        httpx.get(f"{url}/ree/prices/latest", headers={"User-Agent": "curl/8"})
+        rows = until(lambda: rows_of(tailspan.url, 2), "the calls are not recorded")
+    assert [(row["endpoint"], row["traffic"]) for row in rows] == [
+        ("/ree/prices/latest", "internal"),
+        ("/ree/prices/latest", "agent"),
+    ]
+
+
+def rows_of(url: str, count: int) -> Any:
+    found = httpx.get(f"{url}/analytics/access-logs", params={"service": "factory"}).json()["logs"]
+    return len(found) >= count and found
 
 
 @pytest.mark.parametrize(

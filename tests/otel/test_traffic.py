@@ -65,6 +65,11 @@ def test_the_first_kind_of_traffic_that_fits(
     assert traffic.classify(path, destination, local=local, page=page, poll=poll) == expected
 
 
+def test_what_our_mcp_server_asks_of_a_service_is_no_use_by_people() -> None:
+    for local in (True, False):
+        assert traffic.classify("/prices", "", local=local, page=False, poll=never, agent=True) == "agent"
+
+
 @pytest.mark.parametrize(
     ("method", "status", "content_type", "accept", "expected"),
     [

@@ -119,6 +119,15 @@ def test_the_summary_counts_people_over_the_whole_window_whatever_the_limit(clie
     }
 
 
+def test_what_somebodys_agent_asked_is_a_row_and_not_in_the_summary_of_people(client: TestClient) -> None:
+    agent = {**LEO, "tailspan.traffic": "agent", "http.route": "/analytics/mcp"}
+    client.post("/v1/traces", json=export(span(1, ago=1), span(2, agent, ago=2)))
+    answer = get(client, "access-logs")
+    assert [log["traffic"] for log in answer["logs"]] == ["page", "agent"]
+    assert (answer["summary"]["total_requests"], answer["summary"]["unique_users"]) == (1, 1)
+    assert get(client, "access-logs", traffic="agent")["summary"]["unique_users"] == 1
+
+
 @pytest.mark.parametrize(
     ("filters", "found"),
     [

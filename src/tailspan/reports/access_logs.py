@@ -45,7 +45,7 @@ class Log(BaseModel):
 
 
 class Summary(BaseModel):
-    """Of people's requests in the whole window, whatever the limit."""
+    """Of people's requests in the whole window, whatever the limit; what their agents asked is left out."""
 
     total_requests: int
     unique_users: int
@@ -71,10 +71,10 @@ def access_logs(of: Sources, params: AccessLogsParams, now: datetime) -> AccessL
     filters = params.as_filters()
     asked: dict[str, Any] = {"range": window, "labels": of.labels.read()}
     rows = of.store.run(Rows(**asked, filters=filters, limit=params.limit + 1, after=after))
-    metrics = ("requests", "people", "devices", "mean_ms")
-    [total] = of.store.run(
-        Aggregate(**asked, filters={**filters, "kind": ("request",)}, known=PERSON, metrics=metrics)
-    ).rows
+    of_people: dict[str, Any] = {"metrics": ("requests", "people", "devices", "mean_ms"), "known": PERSON}
+    if not params.traffic:
+        of_people["without"] = {"traffic": ("agent",)}  # what somebody's Claude asks is no use by that person
+    [total] = of.store.run(Aggregate(**asked, **of_people, filters={**filters, "kind": ("request",)})).rows
     shown = rows[: params.limit]
     return AccessLogs(
         logs=[log(span) for span in shown],
