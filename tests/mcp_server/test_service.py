@@ -37,6 +37,11 @@ parameters.id = { place = "path" }
 parameters.sort = { upstream = "kind", choices = ["hot", "cold"], default = "hot" }
 keep = ["data.id", "data.kind", "data.key"]
 """
+PATIENT: Final = """
+[services.factory]
+url = "{url}"
+tools = [{{ name = "get_price", description = "…", path = "/ree/prices/latest", timeout_s = 60 }}]
+"""
 CONDITIONS: Final = {"price": 0.12, "temp": 22, "humidity": 55}
 TEN: Final[dict[str, tuple[dict[str, Any], str, Any]]] = {
     "get_current_price": (
@@ -217,14 +222,14 @@ async def test_a_call_that_is_cancelled_hangs_up_on_the_service(factory: Factory
     factory.fault = "slow"
     factory.asked.clear()
     factory.gone.clear()
-    async with the_ten(tmp_path, url) as client:
+    async with of(read(tmp_path, PATIENT.format(url=url))) as client:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(client.call_tool, "get_current_price", {})
+            tasks.start_soon(client.call_tool, "get_price", {})
             assert await anyio.to_thread.run_sync(factory.asked.wait, 10)
             tasks.cancel_scope.cancel()
         assert await anyio.to_thread.run_sync(factory.gone.wait, 10)
         factory.fault = None
-        assert (await ask(client, "get_current_price")).data["period"] == "P2"
+        assert (await ask(client, "get_price")).data["period"] == "P2"
 
 
 async def test_what_a_tool_asks_of_a_service_is_recorded_apart_from_people(serve: Serving, tmp_path: Path) -> None:
