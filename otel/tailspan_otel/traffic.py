@@ -120,8 +120,11 @@ class Rhythm:
             seen.routes.clear()
             seen.last_ns = max(seen.last_ns, start_ns)
 
-    def is_poll(self, caller: str, route: str, start_ns: int) -> bool:
-        """Notes a call that is no page, and says whether it is a poll. `start_ns` may come slightly out of order."""
+    def is_poll(self, caller: str, route: str, start_ns: int, resolution_ns: int = 0) -> bool:
+        """Notes a call that is no page, and says whether it is a poll. `start_ns` may come slightly out of order.
+
+        Where times are only known to `resolution_ns`, ten times that is the shortest gap that can be called even.
+        """
         with self._lock:
             seen = self._caller(caller)
             rested = start_ns - seen.last_ns >= SESSION_NS
@@ -131,7 +134,7 @@ class Rhythm:
             seen.routes[route] = (*before[-2:], start_ns)
             if len(seen.routes) > MAX_ROUTES:
                 seen.routes.popitem(last=False)
-        return not rested and len(before) == 3 and _even(*before, start_ns)
+        return not rested and len(before) == 3 and _even(*before, start_ns, resolution_ns / EVENNESS)
 
     def _caller(self, caller: str) -> _Caller:
         seen = self._callers.get(caller)
@@ -144,9 +147,11 @@ class Rhythm:
         return seen
 
 
-def _even(first: int, second: int, third: int, fourth: int) -> bool:
+def _even(first: int, second: int, third: int, fourth: int, shortest: float) -> bool:
     least, median, most = sorted((second - first, third - second, fourth - third))
-    return median > 0 and median - least <= EVENNESS * median and most - median <= EVENNESS * median
+    return (
+        median > 0 and median >= shortest and median - least <= EVENNESS * median and most - median <= EVENNESS * median
+    )
 
 
 def bounded(limit: int) -> Callable[[str], str]:

@@ -19,6 +19,7 @@ from rich.table import Table
 from tailspan.config import Settings
 from tailspan.demo.run import demo
 from tailspan.errors import TailspanError
+from tailspan.ingest.nginx import FORMATS, chosen
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -216,6 +217,35 @@ def who_is(
 
 
 @app.command()
+def coverage(
+    as_json: AsJson = False,
+    service: Service = None,
+    hours: Annotated[int, typer.Option(help="How far back, 1 to 168.")] = 24,
+) -> None:
+    """What nginx saw, by its log, against what services told of themselves: by hour, with the gaps.
+
+    \b
+    tailspan coverage --hours 168
+    tailspan coverage --service dashboard --json
+    """
+    answer = ask("/analytics/coverage", service=service, hours=hours)
+    if as_json:
+        return print(json.dumps(answer, indent=2, ensure_ascii=False))
+    rows = [
+        (one["hour"], one["service"], one["requests"], one["live"], f"{one['live'] / one['requests']:.1%}")
+        for one in answer["hours"]
+    ]
+    if not rows:
+        err.print("No log was read of these hours. Read one: tailspan backfill FILE, or TAILSPAN_NGINX_LOG.")
+    show(f"requests in {hours} h", ("hour", "service", "proxy", "live", "share"), rows)
+    for one in answer["services"]:
+        for gap in one["gaps"]:
+            told = f"{one['service']} told nothing from {gap['start']} to {gap['end']}: {gap['requests']} requests"
+            out.print(escape(told), highlight=False)
+    complain([source for source in answer["sources"] if source["state"] != "gaps"])
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Walks from a service's environment to an answer, and names the link that is broken and its fix.
 
@@ -257,6 +287,71 @@ def export(
     from tailspan.receiver import Receiver
 
     send(Settings.read().db, Receiver(otlp), err)
+
+
+@app.command()
+def backfill(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE…", help="Logs of nginx, also gzipped; - is standard input.")
+    ],
+    service: Annotated[str, typer.Option(help="service.name of whose requests these are.")] = "nginx",
+    environment: Annotated[str | None, typer.Option(help="Likewise deployment.environment.name.")] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option("--format", help=f"{', '.join(FORMATS)}, or a log_format string; else by the first lines."),
+    ] = None,
+    host: Annotated[
+        list[str] | None, typer.Option(help="What the service is called in URLs, if lines do not say.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="A local date, or a time with offset.")] = None,
+    until: Annotated[str | None, typer.Option(help="Likewise; not included.")] = None,
+    zone: Annotated[str, typer.Option(help="IANA name: of dates here, and of times without offset.")] = "UTC",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only says what would be added.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Requests that nginx wrote down: those that no service told of are added. As often as one likes: nothing twice.
+
+    \b
+    tailspan backfill /var/log/nginx/access.log*
+    zcat old/*.gz | tailspan backfill - --service dashboard --since 2026-01-01 --dry-run
+
+    Names and devices come from the history of devices when a question is answered. docs/backfill.md tells how to
+    write a log that has the ids of requests, so that live and logged ones are told apart exactly.
+    """
+    from tailspan.backfill import backfill as read  # as above
+    from tailspan.backfill import show as show_result
+    from tailspan.ingest.line import Origin
+    from tailspan.labels import is_zone
+
+    settings = Settings.read()
+    if not is_zone(zone):
+        raise typer.BadParameter(f"--zone is {zone!r}. It is an IANA name such as Europe/Madrid.")
+    with connect(settings) as client:
+        result = read(
+            files,
+            client,
+            err,
+            formats=chosen(log_format),
+            origin=Origin(service, environment, tuple(host or ()), zone),
+            since_ns=_since(since, zone),
+            until_ns=_since(until, zone),
+            dry_run=dry_run,
+        )
+    if as_json:
+        print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
+    else:
+        show_result(result, out)
+    if result.stopped:
+        raise typer.Exit(130)
+
+
+def _since(value: str | None, zone: str) -> int | None:
+    if value is None:
+        return None
+    from tailspan.query import nanoseconds  # as above
+    from tailspan.reports.query import moment_of
+
+    return nanoseconds(moment_of("--since", value, zone))
 
 
 app.command()(demo)

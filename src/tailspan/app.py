@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Final
@@ -18,20 +19,28 @@ from tailspan.agent import Agent
 from tailspan.collector import Collector
 from tailspan.config import Settings
 from tailspan.directory import Directory, sources_of
-from tailspan.endpoints import mounted, server
+from tailspan.endpoints import log_lines, mounted, server
 from tailspan.errors import StoreError
+from tailspan.follow import Follower
 from tailspan.inbox import Inbox, InProcess, OwnSpans
+from tailspan.ingest.line import Origin
+from tailspan.ingest.nginx import chosen
 from tailspan.labels import LabelsFile
 from tailspan.openapi import Document
 from tailspan.query import nanoseconds
+from tailspan.receiver import Receiver
 from tailspan.reports import Sources
 from tailspan.respond import HANDLERS
 from tailspan.store import Store
 from tailspan.store.duckdb import DuckDB
 from tailspan.tailnet import Listed
+from tailspan.witness import Witness
 
 PURGE_EVERY_S: Final = 3600.0
 WATCH_EVERY_S: Final = 10.0
+RECONCILE_EVERY_S: Final = 30.0
+HOLD_S: Final = 2.0  # how long a line waits for its live twin, where it would have to be deleted again
+FOLLOW_EVERY_S: Final = 0.5
 
 log = logging.getLogger("tailspan")
 
@@ -46,19 +55,21 @@ def create_app(settings: Settings, store: DuckDB, clock: Callable[[], datetime] 
     Where the settings name an InfluxDB, answers come from there, and spans do not come here but to its collector.
     """
     inbox = None if settings.influxdb else Inbox(store, clock, settings.trusted_peers)
-    of = _sources(settings, store, LabelsFile(settings.settings), clock)
+    of, witness, follower = _parts(settings, store, LabelsFile(settings.settings), clock)
     mcp = Agent(settings, of, clock)
     app = FastAPI(
         title="tailspan",
         summary="Who uses your tailnet services, from which device, doing what, and how fast.",
         version=version("tailspan"),
-        lifespan=lambda app: _working(of, store, settings.retention_days, clock, mcp),
+        lifespan=lambda app: _working(of, store, follower, settings.retention_days, clock, mcp),
         exception_handlers=HANDLERS,  # type: ignore[arg-type]  # Starlette's type knows one kind of exception a handler
     )
     app.include_router(server(of, inbox, clock))
+    app.include_router(log_lines(witness))
     app.add_route(AGENT_PATH, mcp, include_in_schema=False)  # type: ignore[arg-type]  # Starlette takes ASGI apps too
     app.add_middleware(Guard, settings=settings, holder=_holder(of))
     app.state.inbox, app.state.tailnet = inbox, of.tailnet
+    app.state.store = of.store
     return app
 
 
@@ -81,14 +92,14 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
     store = DuckDB(settings.db)
     inbox = None if settings.influxdb else Inbox(store, clock, settings.trusted_peers)
     labels = LabelsFile(settings.settings)
-    of = _sources(settings, store, labels, clock)
+    of, witness, follower = _parts(settings, store, labels, clock)
     mcp = Agent(settings, of, clock)
     guard = Guard(mcp, settings, _holder(of))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         labels.documents.own = Document(service_name(app), "The OpenAPI document of this app", app.openapi)
-        async with _working(of, store, settings.retention_days, clock, mcp):
+        async with _working(of, store, follower, settings.retention_days, clock, mcp):
             yield
         store.close()
 
@@ -98,13 +109,30 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
     routes = Router(lifespan=lifespan, dependencies=[Depends(check)])
     routes.exporter = InProcess(inbox, clock) if inbox else None
     routes.include_router(mounted(of, inbox, clock))
+    routes.include_router(log_lines(witness))
     routes.add_route(AGENT_PATH, guard, include_in_schema=False)  # type: ignore[arg-type]  # as above
     return routes
 
 
-def _sources(settings: Settings, store: DuckDB, labels: LabelsFile, clock: Callable[[], datetime]) -> Sources:
+def _parts(
+    settings: Settings, local: DuckDB, labels: LabelsFile, clock: Callable[[], datetime]
+) -> tuple[Sources, Witness, Follower | None]:
+    """What answers are made of, the door that lines come in by, and who reads the log that the settings name."""
+    store = _answering(settings, local)
+    witness = Witness(store, clock, settings.retention_days)
     collector = Collector(settings.collector_metrics) if settings.collector_metrics else None
-    return Sources(_answering(settings, store), labels, collector, Directory(sources_of(settings), store, clock))
+    of = Sources(store, labels, collector, Directory(sources_of(settings), local, clock))
+    if not settings.nginx_log:
+        return of, witness, None
+    follower = Follower(
+        settings.nginx_log,
+        witness,
+        lambda: nanoseconds(clock()),
+        chosen(settings.nginx_format),
+        Origin(settings.nginx_service),
+        hold_s=HOLD_S if settings.influxdb else 0,
+    )
+    return replace(of, log=lambda: follower.state), witness, follower
 
 
 def _answering(settings: Settings, local: DuckDB) -> Store:
@@ -112,7 +140,12 @@ def _answering(settings: Settings, local: DuckDB) -> Store:
         return local
     from tailspan.store.influxdb import InfluxDB  # its client takes memory that only those who use it should spend
 
-    return InfluxDB(settings.influxdb, local)
+    return InfluxDB(settings.influxdb, local, _collector(settings))
+
+
+def _collector(settings: Settings) -> Receiver | None:
+    """Tried a second or two: who reads a log tries again by itself."""
+    return Receiver(settings.collector, attempts=2) if settings.collector else None
 
 
 def _holder(of: Sources) -> Callable[[str], Listed | None]:
@@ -130,18 +163,24 @@ def know_viewers(app: FastAPI, clock: Callable[[], datetime] = utc_now) -> None:
 
 @asynccontextmanager
 async def _working(
-    of: Sources, store: DuckDB, days: int, clock: Callable[[], datetime], mcp: Agent
+    of: Sources, store: DuckDB, follower: Follower | None, days: int, clock: Callable[[], datetime], mcp: Agent
 ) -> AsyncIterator[None]:
     """What a server does unasked, while it runs."""
     tasks = [asyncio.create_task(_purge_by_itself(store, days, clock))]
     if of.collector:
         tasks.append(asyncio.create_task(_watch_by_itself(of.collector, clock)))
+    tasks.append(asyncio.create_task(_reconcile_by_itself(of.store, clock)))
+    ending = asyncio.Event()
+    following = asyncio.create_task(_follow_by_itself(follower, ending)) if follower else None
     if of.tailnet:
         of.tailnet.start()
     async with mcp.run():
         yield
     if of.tailnet:
         of.tailnet.stop()
+    if following:
+        ending.set()
+        await following  # it writes: the database is closed after that
     for task in tasks:
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -150,11 +189,28 @@ async def _working(
         of.store.close()
 
 
+async def _follow_by_itself(follower: Follower, ending: asyncio.Event) -> None:
+    while not ending.is_set():
+        if not await asyncio.to_thread(follower.step):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ending.wait(), FOLLOW_EVERY_S)
+
+
 async def _watch_by_itself(collector: Collector, clock: Callable[[], datetime]) -> None:
     """So that whoever asks once learns since when something is wrong."""
     while True:
         await asyncio.to_thread(collector.seen, clock())
         await asyncio.sleep(WATCH_EVERY_S)
+
+
+async def _reconcile_by_itself(store: Store, clock: Callable[[], datetime]) -> None:
+    """What came late, and from lines that another server read."""
+    while True:
+        try:
+            await asyncio.to_thread(store.reconcile, nanoseconds(clock()))
+        except StoreError as problem:  # told in every answer too
+            log.warning("%s", problem)
+        await asyncio.sleep(RECONCILE_EVERY_S)
 
 
 async def _purge_by_itself(store: DuckDB, days: int, clock: Callable[[], datetime]) -> None:

@@ -64,7 +64,11 @@ class Settings:
     url: str = ""  # where the commands find the server: a URL or "unix:/path"; else where it listens
     ts_socket: Path = Path("/var/run/tailscale/tailscaled.sock")  # TS_SOCKET: tailscaled's own
     trusted_peers: tuple[Network, ...] = LOOPBACK  # proxies whose headers are believed in other services' spans
+    nginx_log: tuple[str, ...] = ()  # logs that the server reads by itself: paths or patterns, comma separated
+    nginx_service: str = "nginx"  # whose requests they have: service.name, as the service calls itself
+    nginx_format: str | None = None  # a name or a log_format string; None: by the first lines
     influxdb: InfluxDB | None = None  # INFLUXDB_V2_*; None: the database file is the store
+    collector: str = ""  # OTEL_EXPORTER_OTLP_ENDPOINT, or …_TRACES_ENDPOINT: by which log lines get into InfluxDB
     collector_metrics: str = ""  # URL of the collector's own metrics, where one stands before the store
     readers: tuple[str, ...] = ()  # logins and tags that may read; empty: everybody of the own tailnet
     status: str = ""  # a URL or a file that has `tailscale status --json`
@@ -89,6 +93,9 @@ class Settings:
             values["ts_socket"] = Path(environ["TS_SOCKET"])
         every = {key: value.strip() for key, value in environ.items() if value.strip()}
         values |= {"influxdb": _influxdb(every), "tailscale": _tailscale(every), "headscale": _headscale(every)}
+        values["collector"] = (
+            environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or ""
+        ).strip()
         return cls(**values)  # type: ignore[arg-type]  # READERS has the type of each
 
     @property
@@ -233,6 +240,14 @@ def _networks(key: str, value: str) -> tuple[Network, ...]:
         raise SettingError(f"{key} is {value!r}: {problem}.", value=value, rule=rule) from None
 
 
+def _paths(key: str, value: str) -> tuple[str, ...]:
+    return tuple(path.strip() for path in value.split(",") if path.strip())
+
+
+def _word(key: str, value: str) -> str:
+    return value
+
+
 def _web(key: str, value: str) -> str:
     """A URL that may be shown."""
     parts = urlsplit(value)
@@ -254,6 +269,9 @@ READERS: Final = {
     "TAILSPAN_COLLECTOR_METRICS": _web,
     "TAILSPAN_READERS": lambda key, value: _names(value),
     "TAILSPAN_STATUS": _place,
+    "TAILSPAN_NGINX_LOG": _paths,
+    "TAILSPAN_NGINX_SERVICE": _word,
+    "TAILSPAN_NGINX_FORMAT": _word,
 }
 INFLUXDB_KEYS: Final = frozenset(
     f"INFLUXDB_V2_{name}"

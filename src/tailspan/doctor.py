@@ -22,7 +22,15 @@ from tailspan.receiver import otlp_headers
 from tailspan.reports import ago
 from tailspan.span import OWN_SERVICE
 
-LOOK: Final = ("no data yet", "behind", "asked too often", "key expires", "old", "not set")  # it goes on all the same
+LOOK: Final = (
+    "no data yet",
+    "behind",
+    "gaps",
+    "asked too often",
+    "key expires",
+    "old",
+    "not set",
+)  # it goes on all the same
 SILENT_S: Final = 60.0  # four beats of a service
 
 

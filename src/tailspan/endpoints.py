@@ -16,6 +16,7 @@ from tailspan.inbox import Counts, Inbox
 from tailspan.reports import Sources
 from tailspan.reports.access_logs import AccessLogs, AccessLogsParams, access_logs, log
 from tailspan.reports.active import Active, active
+from tailspan.reports.coverage import CoverageAnswer, CoverageParams, coverage
 from tailspan.reports.dashboard_usage import DashboardUsage, DashboardUsageParams, dashboard_usage
 from tailspan.reports.device import DeviceParams, OneDevice, device
 from tailspan.reports.devices import Devices, DevicesParams, devices
@@ -23,7 +24,9 @@ from tailspan.reports.query import Answer, Asked, answer, as_csv, asked_by, docu
 from tailspan.reports.system_health import SystemHealth, SystemHealthParams, system_health
 from tailspan.reports.tailnet_status import TailnetStatus, tailnet_status
 from tailspan.reports.who_is import WhoIs, WhoIsParams, who_is
-from tailspan.respond import ANALYTICS_OTLP_PATH, OTLP_PATH, Answering
+from tailspan.respond import ANALYTICS_OTLP_PATH, LINES_PATH, OTLP_PATH, Answering
+from tailspan.witness import Answer as LinesAnswer
+from tailspan.witness import Place, Witness
 
 REFUSAL: dict[int | str, dict[str, Any]] = {
     422: {
@@ -157,6 +160,11 @@ def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
         """Uptime by heartbeats, response times and errors, over all and by day."""
         return system_health(of, params, clock())
 
+    @routes.get("/coverage", responses=REFUSAL)
+    def get_coverage(params: Annotated[CoverageParams, Query()]) -> CoverageAnswer:
+        """Which share of what its proxy wrote down each service told of itself, by hour, and its gaps."""
+        return coverage(of, params, clock())
+
     @routes.get("/query", responses={200: CSV, **REFUSAL}, openapi_extra={"parameters": documented()})
     def get_query(request: Request) -> Answer:
         """Any question: metrics by dimensions, rows, or sessions. Lists are comma separated; `format=csv` for CSV."""
@@ -230,6 +238,21 @@ def server(of: Sources, inbox: Inbox | None, clock: Callable[[], datetime]) -> A
             received=inbox.counts if inbox else Counts(),
             sources=sources,
         )
+
+    return routes
+
+
+def log_lines(witness: Witness) -> APIRouter:
+    """The way in of what is read of logs, for any app."""
+    routes = APIRouter(prefix=LINES_PATH, route_class=Answering, include_in_schema=False)
+
+    @routes.post("")
+    async def take(request: Request) -> LinesAnswer:
+        return await witness.receive(request)
+
+    @routes.get("/{file}")
+    def get_place(file: str) -> Place:
+        return witness.place(file)
 
     return routes
 

@@ -15,6 +15,7 @@
     ├── UnsentError               what is exported, and nobody takes
     ├── MissingError         404  there is no such device
     ├── TailnetError         503  a list of the tailnet's devices cannot be had
+    ├── LogError                  a log that cannot be read
     └── StoreError           503  the store cannot answer
         ├── LockedError      another process holds the file
         ├── ServerError      InfluxDB is away
@@ -115,6 +116,10 @@ class NotInstalledError(TailspanError):
 
 class UnsentError(TailspanError):
     code = "unsent"
+
+
+class LogError(TailspanError):
+    code = "log_unreadable"
 
 
 class MissingError(TailspanError):

@@ -223,6 +223,17 @@ def counted() -> Part:
     return Part(tuple(_stream(how, (NAMED,), f"{group} |> {how}()", columns=("source",)) for how in ("count", "sum")))
 
 
+def requests() -> Part:
+    """All of them, as points."""
+    return _Filters(None).points(EVERYTHING, REQUESTS)
+
+
+def hourly() -> Stream:
+    """How many requests there are of each series in each hour, at its beginning."""
+    window = '|> aggregateWindow(every: 1h, fn: count, createEmpty: false, timeSrc: "_start")'
+    return _stream("count", (REQUESTS,), window, columns=("source",))
+
+
 def sighted() -> Part:
     """The first point of each address and whom it was seen as."""
     columns = ("address", "node_id", "node", "login", "caller", "source", "identity_source")

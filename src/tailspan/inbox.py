@@ -19,12 +19,13 @@ from tailspan_otel.identity import LOOPBACK, Network
 from tailspan.errors import BusyError, TailspanError
 from tailspan.ingest import Delivery, otlp
 from tailspan.query import nanoseconds
-from tailspan.respond import OTLP_PATH, media_type
+from tailspan.respond import LINES_PATH, OTLP_PATH, media_type
 from tailspan.respond import otlp as otlp_response
 from tailspan.span import OWN_SERVICE
 from tailspan.store.duckdb import DuckDB
 
 AT_ONCE: Final = 2  # one is parsed while another is written; more would only take memory
+WAYS_IN: Final = (OTLP_PATH, LINES_PATH)  # the server's own work, and no use of it
 WAITING: Final = 16  # bodies that wait in memory; whoever comes then is asked to come again
 
 
@@ -59,7 +60,7 @@ class Inbox:
             self._limiter = self._limiter or anyio.CapacityLimiter(AT_ONCE)
             kind = request.headers.get("content-type")
             encoding = request.headers.get("content-encoding", "").strip().lower()
-            body = await _body(request)
+            body = await body_of(request)
             answer = await anyio.to_thread.run_sync(
                 self.deliver, body, media_type(kind), encoding, limiter=self._limiter
             )
@@ -117,12 +118,16 @@ class OwnSpans(InProcess):
 
     def _ours(self, delivery: Delivery) -> Delivery:
         return Delivery(
-            [span._replace(service=OWN_SERVICE) for span in delivery.spans if span.path != OTLP_PATH],
+            [
+                span._replace(service=OWN_SERVICE)
+                for span in delivery.spans
+                if not (span.path or "").startswith(WAYS_IN)
+            ],
             [beat._replace(service=OWN_SERVICE) for beat in delivery.heartbeats],
         )
 
 
-async def _body(request: Request) -> bytes:
+async def body_of(request: Request) -> bytes:
     """At most MAX_BYTES are ever held, whatever Content-Length says."""
     if (
         request.headers.get("content-length", "").isdecimal()

@@ -199,6 +199,10 @@ class Pieces:
             self._counted[of] = now, counts
         return self._counted[of][1]
 
+    def doubt(self) -> None:
+        """Days that are over are counted anew when they are asked for."""
+        self._counted.clear()
+
     def forget(self, cursor: duckdb.DuckDBPyConnection) -> None:
         """Everything is fetched anew."""
         for part, piece in self._pieces():

@@ -33,19 +33,20 @@ class Answer(NamedTuple):
 class Receiver:
     """`url` is its base, or the whole of `…/v1/traces`; raises SettingError where it is none."""
 
-    def __init__(self, url: str, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, url: str, environ: Mapping[str, str] = os.environ, attempts: int = ATTEMPTS) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SettingError(f"--otlp is {url!r}.", value=url, rule="It is http://host:port or https://host:port.")
         base = url.rstrip("/")
         self.url = base if base.endswith("/v1/traces") else f"{base}/v1/traces"
         self._headers = {**otlp_headers(environ), "Content-Type": PROTOBUF}
+        self._attempts = attempts
         self._pool = PoolManager()
 
     def send(self, body: bytes) -> Answer:
         """Tries again while that may help, and pauses as the receiver wishes. Raises UnsentError."""
         retries = Patience(
-            ATTEMPTS, status_forcelist=RETRYABLE, allowed_methods=None, backoff_factor=0.5, backoff_max=30
+            self._attempts, status_forcelist=RETRYABLE, allowed_methods=None, backoff_factor=0.5, backoff_max=30
         )
         try:
             answer = self._pool.request(

@@ -232,6 +232,13 @@ def of_login(login: str, described: str) -> Compiled:
     return Compiled(f"{source} WHERE login = $login ORDER BY start_ns, trace_id, span_id", {"login": login})
 
 
+def settling(login: str, described: str) -> Compiled:
+    """Keeps, by ids alone, that the lines of the same are not to come back."""
+    theirs = "start_ns, trace_id, unnest([span_id, coalesce(parent_id, span_id)]) AS span_id"
+    source = f"WITH described AS (FROM {described}) SELECT {theirs} FROM {DESCRIBED_REQUEST} WHERE login = $login"
+    return Compiled(f"INSERT INTO settled BY NAME {source}", {"login": login})
+
+
 def forgetting(login: str, described: str) -> Compiled:
     """Deletes the same."""
     theirs = f"WITH described AS (FROM {described}) SELECT request.rowid FROM {DESCRIBED_REQUEST} WHERE login = $login"

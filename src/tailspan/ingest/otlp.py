@@ -168,8 +168,8 @@ def _read_resource(
     trusted: tuple[Network, ...],
     delivery: Delivery,
 ) -> None:
-    service = _text(resource.get(names.SERVICE)) or "unknown_service"
-    environment = _text(_first(resource, names.ENVIRONMENT))
+    service = clean(resource.get(names.SERVICE)) or "unknown_service"
+    environment = clean(_first(resource, names.ENVIRONMENT))
     known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     for span in spans:
         values = attributes.read(span.attributes)
@@ -185,7 +185,7 @@ def _read_resource(
                 delivery.heartbeats.append(_heartbeat((*ids[:2], start_ns, end_ns, service, environment), values))
                 continue
             path = _path(values)
-            fixed = None if kind and _text(values.get(names.TRAFFIC)) else fixed_traffic(path or "")
+            fixed = None if kind and clean(values.get(names.TRAFFIC)) else fixed_traffic(path or "")
             types = (type(values.get(names.SCHEMA)), type(values.get(names.PROVEN)))  # to a dictionary True is 1
             wanted = (fixed, *types, *map(values.get, WANTED))
             about = known.get(wanted)
@@ -224,24 +224,24 @@ def _about(values: dict[str, Any], fixed: str | None, trusted: tuple[Network, ..
     """
     who = values if values.get(names.KIND) is not None else _foreign(values, trusted)
     is_view = values.get(names.KIND) == "view"
-    method = _text(_first(values, names.METHOD))
+    method = clean(_first(values, names.METHOD))
     return (
         method if method in names.METHODS else "_OTHER",
-        _text(values.get(names.ROUTE)),
+        clean(values.get(names.ROUTE)),
         _status(_first(values, names.STATUS)),
-        *(_text(who.get(name)) for name in (names.LOGIN, names.FULL_NAME, names.NODE, names.NODE_ID)),
+        *(clean(who.get(name)) for name in (names.LOGIN, names.FULL_NAME, names.NODE, names.NODE_ID)),
         _tags(who.get(names.TAGS)),
-        *(_text(who.get(name)) for name in (names.ADDRESS, names.GUESS)),
-        _text(who.get(names.SOURCE)) or "live",
-        _text(who.get(names.IDENTITY_SOURCE)) or "none",
+        *(clean(who.get(name)) for name in (names.ADDRESS, names.GUESS)),
+        clean(who.get(names.SOURCE)) or "live",
+        clean(who.get(names.IDENTITY_SOURCE)) or "none",
         who.get(names.PROVEN) is not False,
-        _text(who.get(names.CALLER)) or "unknown",
-        _text(who.get(names.TRAFFIC)) or fixed or "api",
-        _text(who.get(names.PAGE)),
-        _text(_first(who, names.CLIENT_ADDRESS)),
-        _text(_first(values, names.USER_AGENT)),
+        clean(who.get(names.CALLER)) or "unknown",
+        clean(who.get(names.TRAFFIC)) or fixed or "api",
+        clean(who.get(names.PAGE)),
+        clean(_first(who, names.CLIENT_ADDRESS)),
+        clean(_first(values, names.USER_AGENT)),
         _small(who.get(names.SCHEMA)),
-        *(("view", _text(who.get(names.CARD)), _text(who.get(names.VARIANT))) if is_view else ("request", None, None)),
+        *(("view", clean(who.get(names.CARD)), clean(who.get(names.VARIANT))) if is_view else ("request", None, None)),
     )
 
 
@@ -286,14 +286,14 @@ def _path(values: dict[str, Any]) -> str | None:
         return None
     if (server := SERVER.match(path)) is not None:
         path = path[server.end() :]
-    return _text(path.partition("?")[0].partition("#")[0])
+    return clean(path.partition("?")[0].partition("#")[0])
 
 
 def _tags(value: Any) -> str | None:
-    return _text(",".join(filter(None, map(_text, value))) if isinstance(value, tuple) else value)
+    return clean(",".join(filter(None, map(clean, value))) if isinstance(value, tuple) else value)
 
 
-def _text(value: Any) -> str | None:
+def clean(value: Any) -> str | None:
     """None for what is no text. Else as collector-config.yaml cleans it, where the reasons are.
 
     That is: a space for each control character and U+FFFD, a slash for each backslash, MAX_LENGTH bytes at most.

@@ -5,16 +5,19 @@ Here is what they share. Shapes are what the HTTP endpoints return.
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tailspan.collector import Collector, CollectorState
+from tailspan.coverage import Coverages
 from tailspan.directory import Directory, DirectoryState
 from tailspan.errors import QuestionError, Trouble
 from tailspan.labels import LabelsFile
+from tailspan.logfiles import LogState
 from tailspan.query import Range, nanoseconds
 from tailspan.store import ServiceState, State, Store
 
@@ -31,6 +34,8 @@ class Sources:
     labels: LabelsFile
     collector: Collector | None = None  # the one before the store
     tailnet: Directory | None = None  # who is in it
+    log: Callable[[], LogState] | None = None  # the log that is read here
+    coverage: Coverages = field(default_factory=Coverages)
 
     def told(self, now: datetime) -> "list[Source]":
         """The state of each, for the answer. Of what is optional, only where it should be there."""
@@ -41,6 +46,11 @@ class Sources:
         if self.tailnet:
             for one in self.tailnet.told(now):
                 told.append(Source(name=one.name, state=one.state, message=one.message, newest=None))
+        if self.log:
+            log = self.log()
+            told.append(Source(name="log", state=log.state, message=log.message, newest=None))
+        for name, state, message in self.coverage.told(self.store, now):
+            told.append(Source(name=name, state=state, message=message, newest=None))
         self.labels.read()
         if self.labels.path:
             told.append(Source(name="settings", state=self.labels.state, message=self.labels.message, newest=None))
@@ -97,7 +107,7 @@ class Source(BaseModel):
     """Where an answer comes from, and what is wrong with that."""
 
     name: str
-    state: Literal["ok", "no data yet", "ignored"] | Trouble | CollectorState | DirectoryState
+    state: Literal["ok", "no data yet", "ignored", "gaps"] | Trouble | CollectorState | DirectoryState
     message: str
     newest: str | None = Field(None, description="When its newest request of a service began.")
     services: list[Service] = []

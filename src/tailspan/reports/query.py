@@ -216,8 +216,8 @@ def _range(asked: Asked, zone: str, now: datetime) -> Range:
         raise QuestionError(f"{' and '.join(names)} do not make one range.", value=names[-1], rule=rule)
     if asked.start is None:
         return ending(now, timedelta(hours=asked.hours) if asked.hours else timedelta(days=asked.days or 7))
-    start = _moment("start", asked.start, zone)
-    end = _moment("end", asked.end, zone) if asked.end else now + timedelta(microseconds=1)
+    start = moment_of("start", asked.start, zone)
+    end = moment_of("end", asked.end, zone) if asked.end else now + timedelta(microseconds=1)
     if not (EARLIEST <= start < end <= start + timedelta(days=MAX_DAYS)):
         raise QuestionError(
             f"The range is {start.isoformat()} to {end.isoformat()}.",
@@ -227,7 +227,7 @@ def _range(asked: Asked, zone: str, now: datetime) -> Range:
     return Range(nanoseconds(start), nanoseconds(end))
 
 
-def _moment(name: str, value: str, zone: str) -> datetime:
+def moment_of(name: str, value: str, zone: str) -> datetime:
     """A date is the local midnight at which it begins."""
     try:
         if len(value) == 10:

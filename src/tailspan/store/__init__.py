@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, overload
 
 from tailspan.errors import Trouble
+from tailspan.ingest.lines import Lines
+from tailspan.ledger import Fates, Minute
 from tailspan.query import Aggregate, Groups, Rows, Session, Sessions
 from tailspan.span import Device, Heartbeat, Span
 
@@ -75,6 +77,30 @@ class Store(Protocol):
 
     def forget(self, login: str) -> int:
         """Deletes everything kept of that login, and counts the requests and views of that. Raises StoreError."""
+
+    def add_lines(self, lines: Lines, oldest_ns: int, *, dry_run: bool = False) -> Fates:
+        """Keeps the requests of a log that nobody told of yet; of a dry run only says what it would.
+
+        `oldest_ns`: when the oldest requests began that are kept. Raises StoreError.
+        """
+
+    def coverage(self, start_ns: int, end_ns: int) -> list[Minute]:
+        """What proxies saw, and services told of it, by service and minute, of the hours that a log was read of.
+
+        Raises StoreError.
+        """
+
+    def reconcile(self, now_ns: int) -> int:
+        """Removes lines whose services told of them since, and counts those; none where it is done as spans come.
+
+        Raises StoreError.
+        """
+
+    def place(self, file: str) -> tuple[int, str]:
+        """How far the file of that first line was read, and what stands before; 0 where it was not."""
+
+    def read(self, file: str, read_to: int, before: str) -> None:
+        """Remembers it. Raises StoreError."""
 
     def close(self) -> None:
         """Nothing is asked after that."""

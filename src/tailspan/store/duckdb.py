@@ -14,8 +14,9 @@ from typing import Any, Final, overload
 
 import duckdb
 
-from tailspan import sql
+from tailspan import ledger, sql
 from tailspan.errors import BusyError, LockedError, StoreError
+from tailspan.ingest.lines import Lines
 from tailspan.labels import Labels
 from tailspan.meaning import DESCRIBED_TABLE as DESCRIBED
 from tailspan.meaning import SIGHTINGS, Described
@@ -72,6 +73,7 @@ MIGRATIONS: Final = (
     );
     """,
     "ALTER TABLE heartbeat ADD COLUMN forged_kinds VARCHAR;",
+    ledger.TABLES,
 )
 WITH_HISTORY: Final = 2  # the migration that brought `device`
 MAX_TIMES: Final = 2_000_000  # response times in memory for percentiles: some 60 MB
@@ -105,6 +107,12 @@ BEAT: Final = (
     "WHERE excluded.end_ns > heartbeat.end_ns"
 )
 NEWEST: Final = "SELECT service, environment, max(start_ns) FROM span WHERE kind = 'request' GROUP BY ALL"
+SETTLE: Final = """
+    INSERT INTO settled SELECT * FROM (
+        SELECT unnest($trace) AS trace_id, unnest($span) AS span_id, unnest($live_trace) AS live_trace_id,
+               unnest($live_span) AS live_span_id, unnest($start) AS start_ns)
+    ANTI JOIN settled USING (trace_id, span_id)"""
+NEWEST_LINE: Final = "SELECT coalesce(max(start_ns), 0) FROM span WHERE source = 'log'"
 BEATEN: Final = """
     SELECT service, environment, max(end_ns), arg_max(stopped, end_ns),
            coalesce(sum(forged) FILTER (end_ns > $since), 0)::BIGINT,
@@ -127,6 +135,7 @@ class DuckDB:
         self._holders: dict[str, tuple[Identity, int]] | None = None  # address → whose, since when; guarded likewise
         self._changed = False  # by what is being written
         self._version = 0  # of `about` and `device`: counts what was committed
+        self._lines_to: int | None = None  # when the newest request began that only a log tells of
         self._newest: dict[tuple[str, str | None], int] | None = None  # service, environment → newest request
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +206,7 @@ class DuckDB:
                     self._version += self._changed
                 except BaseException:  # Ctrl-C in the middle of a transaction undoes it too
                     self._known.clear()  # what it learned is undone
-                    self._holders = self._newest = None
+                    self._holders = self._newest = self._lines_to = None
                     with suppress(duckdb.Error):  # the first error is the one to tell
                         cursor.rollback()
                     raise
@@ -232,9 +241,82 @@ class DuckDB:
             columns["number"] = self._numbers(cursor, [span.about for span in fresh])
             bounds = {"first": min(columns["start_ns"]), "last": max(columns["start_ns"])}
             written = int(_one(cursor.execute(INSERT, columns | bounds))[0])
+            if self._newest_line(cursor) >= bounds["first"] - ledger.EARLIER_NS:
+                ledger.reconcile(cursor, fresh)
             self._note_newest(fresh)
             self._remember(cursor, _sightings(fresh))
             return written
+
+    def _newest_line(self, cursor: duckdb.DuckDBPyConnection) -> int:
+        """When the newest request began that only a log tells of. Most services have no log here, and pay nothing."""
+        if self._lines_to is None:
+            (self._lines_to,) = _one(cursor.execute(NEWEST_LINE))
+        return self._lines_to
+
+    def add_lines(self, lines: Lines, oldest_ns: int, *, dry_run: bool = False) -> ledger.Fates:
+        """Keeps what nobody told of yet; of a dry run only says what it would. Raises BusyError.
+
+        `oldest_ns`: when the oldest requests began that are kept.
+        """
+        with suppress(_Undone), self._write() as cursor, ledger.as_file(lines) as file:
+            numbers = self._numbers(cursor, list(lines.abouts.values()))
+            arrival = ledger.Arrival(file, lines.total, dict(zip(lines.abouts, numbers, strict=True)))
+            fates = ledger.enter(cursor, arrival, oldest_ns)
+            cursor.execute(ledger.KEEP)
+            self._witness(cursor, cursor.execute("FROM seen").fetchall())
+            self._lines_to = self._newest = None
+            if dry_run:
+                raise _Undone
+        return fates
+
+    def _witness(self, cursor: duckdb.DuckDBPyConnection, hours: list[tuple[Any, ...]]) -> None:
+        if hours:
+            cursor.execute(ledger.WITNESSED, ledger.witnessed(hours))
+
+    def witness(self, hours: list[tuple[Any, ...]]) -> None:
+        """Remembers of which services' hours a log was read. Raises BusyError."""
+        with self._write() as cursor:
+            self._witness(cursor, hours)
+
+    def witnessed(self, start_ns: int, end_ns: int) -> set[tuple[str, str | None, int]]:
+        """Service, environment, and the hour since 1970. Raises StoreError."""
+        with self._read() as cursor:
+            hours = [start_ns // ledger.HOUR, end_ns // ledger.HOUR]
+            return set(cursor.execute("FROM witness WHERE hour BETWEEN ? AND ?", hours).fetchall())
+
+    def coverage(self, start_ns: int, end_ns: int) -> list[ledger.Minute]:
+        """By service and minute, of the hours that a log was read of. Raises StoreError."""
+        if not (hours := self.witnessed(start_ns, end_ns)):
+            return []
+        with self._read() as cursor:
+            found = cursor.execute(ledger.COVERED, {"start": start_ns, "end": end_ns}).fetchall()
+        return ledger.of_hours(found, hours)
+
+    def settled(self, first_ns: int, last_ns: int) -> list[tuple[Any, ...]]:
+        """Which lines of that time are accounted for: their ids, their live spans', when. Raises StoreError."""
+        with self._read() as cursor:
+            return cursor.execute("FROM settled WHERE start_ns BETWEEN ? AND ?", [first_ns, last_ns]).fetchall()
+
+    def settle(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Adds to these what is not there. Raises BusyError."""
+        if rows:
+            with self._write() as cursor:
+                cursor.execute(SETTLE, _columns(("trace", "span", "live_trace", "live_span", "start"), rows))
+
+    def reconcile(self, now_ns: int) -> int:
+        """Nothing: `write` does."""
+        return 0
+
+    def place(self, file: str) -> tuple[int, str]:
+        """How far that file was read, and what stood before; 0 where it was not. Raises StoreError."""
+        with self._read() as cursor:
+            found = cursor.execute("SELECT read_to, before FROM checkpoint WHERE file = ?", [file]).fetchone()
+        return found or (0, "")
+
+    def read(self, file: str, read_to: int, before: str) -> None:
+        """Remembers it. Raises BusyError."""
+        with self._write() as cursor:
+            cursor.execute("INSERT OR REPLACE INTO checkpoint VALUES (?, ?, ?)", [file, read_to, before])
 
     def _note_newest(self, spans: Iterable[Span]) -> None:
         newest = self._newest
@@ -306,6 +388,7 @@ class DuckDB:
         with self._write() as cursor:
             self._meaning.show(cursor, self._version, Labels())
             self._changed = True
+            cursor.execute(*sql.settling(login, DESCRIBED))
             (deleted,) = _one(cursor.execute(*sql.forgetting(login, DESCRIBED)))
             cursor.execute("DELETE FROM device WHERE login = ?", [login])
             cursor.execute("DELETE FROM about WHERE number NOT IN (SELECT number FROM request)")
@@ -345,6 +428,8 @@ class DuckDB:
             self._newest = None
             cursor.execute("DELETE FROM heartbeat WHERE end_ns < ?", [before_ns])
             cursor.execute("DELETE FROM device WHERE NOT seen AND to_ns <= ?", [before_ns])  # no request is that old
+            cursor.execute("DELETE FROM settled WHERE start_ns < ?", [before_ns])
+            cursor.execute("DELETE FROM witness WHERE hour < ?", [before_ns // ledger.HOUR])
             (deleted,) = _one(cursor.execute("DELETE FROM request WHERE start_ns < ?", [before_ns]))
             if deleted:
                 cursor.execute("DELETE FROM about WHERE number NOT IN (SELECT number FROM request)")
@@ -394,6 +479,10 @@ class DuckDB:
         if newest is not None:
             return State("store", "ok", f"The database {self.path} answers.", newest, found)
         return State("store", "no data yet", SILENT if others else EMPTY, None, found)
+
+
+class _Undone(Exception):
+    """What a dry run ends its transaction with."""
 
 
 def _sightings(spans: Iterable[Span]) -> "dict[tuple[str, Identity], int]":

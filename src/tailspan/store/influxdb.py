@@ -20,11 +20,15 @@ from tailspan.bucket import Bucket
 from tailspan.config import InfluxDB as Settings
 from tailspan.errors import SlowError, StoreError
 from tailspan.flux import ALL_TIME, Part
+from tailspan.ingest.lines import Lines
 from tailspan.labels import Labels
+from tailspan.ledger import Fates, Minute
+from tailspan.loglines import LogLines
 from tailspan.meaning import DESCRIBED_TABLE, SIGHTINGS, Described
 from tailspan.percentiles import PERCENTS
 from tailspan.pieces import LATE_NS, OPEN_S, Loaded, Pieces
 from tailspan.query import Aggregate, Groups, Range, Rows, Session, Sessions
+from tailspan.receiver import Receiver
 from tailspan.span import OWN_SERVICE, Device, Heartbeat, Span, by_kind
 from tailspan.store import EMPTY, SILENT, State, services
 from tailspan.store.duckdb import MAX_TIMES, OPTIONS, DuckDB
@@ -70,11 +74,14 @@ def _lately() -> Range:
 
 
 class InfluxDB:
-    """Asks one bucket. `local` keeps what InfluxDB does not: devices that were learned elsewhere."""
+    """Asks one bucket. `local` keeps what InfluxDB does not: devices that were learned elsewhere, settled lines.
+
+    `collector` takes log lines on their way there.
+    """
 
     name: Final = "influxdb"
 
-    def __init__(self, settings: Settings, local: DuckDB) -> None:
+    def __init__(self, settings: Settings, local: DuckDB, collector: Receiver | None = None) -> None:
         self.bucket = Bucket(settings)
         self._local = local
         self._folder = local.path.with_name(f"{local.path.name}.pieces")  # nobody else's: we hold the database
@@ -85,6 +92,7 @@ class InfluxDB:
         )
         self._pieces = Pieces(self._connection, self.bucket, self._folder)
         self._meaning = Described(self._connection)
+        self.lines = LogLines(self._connection, self._pieces.arrive, self.bucket, local, collector)
         self._loading = threading.RLock()
         self._moved = 0  # how often the history of devices changed
         self._erased = 0  # how often somebody was forgotten
@@ -274,8 +282,13 @@ class InfluxDB:
         """Deletes everything kept of that login, and counts the requests and views of that. Raises StoreError."""
         with self._turn():
             self._several, self._sighted_s = None, -ALL_S
+            forgotten: list[tuple[Any, ...]] = []
             self._learn()  # what was theirs by address must be known to the last
-            theirs = sum(1 for _ in self.export(login))
+            theirs = 0
+            for span in self.export(login):
+                theirs += 1
+                forgotten.append((span.trace_id, span.parent_id or span.span_id, None, None, span.start_ns))
+            self._local.settle(forgotten)  # or a log would bring them back
             for predicate, of in flux.forgetting(login, self.history()):
                 self.bucket.delete(predicate, of)
             with self._told():
@@ -290,6 +303,30 @@ class InfluxDB:
         if left:
             raise StoreError(f"InfluxDB kept {left} of {theirs} points.", fix="Look into its log, and ask again.")
         return theirs
+
+    def add_lines(self, lines: Lines, oldest_ns: int, *, dry_run: bool = False) -> Fates:
+        with self._told():
+            return self.lines.add(lines, oldest_ns, dry_run=dry_run)
+
+    def coverage(self, start_ns: int, end_ns: int) -> list[Minute]:
+        """By service and minute, of the hours that a log was read of. Raises StoreError."""
+        with self._told():
+            return self.lines.coverage(Range(start_ns, end_ns))
+
+    def reconcile(self, now_ns: int) -> int:
+        """Deletes the lines whose services told of them since, and counts them. Raises StoreError."""
+        with self._told():
+            deleted = self.lines.reconcile(now_ns)
+        if deleted:
+            self._pieces.doubt()
+        return deleted
+
+    def place(self, file: str) -> tuple[int, str]:
+        """Nowhere: what InfluxDB lost in between is only found by reading all of it."""
+        return 0, ""
+
+    def read(self, file: str, read_to: int, before: str) -> None:
+        """Nothing, likewise."""
 
     def state(self, now_ns: int) -> State:
         try:

@@ -1,0 +1,164 @@
+"""`TAILSPAN_NGINX_LOG`: the server reads its proxy's log by itself, from where it stopped, through every rotation.
+
+A file is known by its first line, and by what stands before the place it was read to: renamed, copied or packed it is
+the same, truncated it is another. So nothing here knows how logs are rotated.
+"""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from glob import glob
+from io import BufferedReader
+from pathlib import Path
+from typing import IO, Final, NamedTuple
+
+from tailspan.errors import LogError, StoreError
+from tailspan.ingest.line import Origin
+from tailspan.ingest.lines import Log, Tally
+from tailspan.ingest.nginx import Format
+from tailspan.logfiles import LogFile, LogState, hear, is_as_read, look, opened, pieces
+from tailspan.witness import Place, Witness
+
+PIECES_AT_ONCE: Final = 1  # then others may have their turn, or the server its end
+REASONS: Final = 3  # that are told
+LOGS: Final = 4  # that are remembered: one is written, one was until just now
+
+
+class _Seen(NamedTuple):
+    """How a file looked when there was nothing more to read in it."""
+
+    inode: int
+    size: int
+    changed_ns: int
+
+
+class _Grown(NamedTuple):
+    at: float
+    inode: int
+    size: int
+
+
+class Follower:
+    """Reads the files of some patterns into the ledger. Not for several threads at once.
+
+    `state` is what an answer says of it: that it is read, that there is nothing to read, or what is in the way.
+    """
+
+    def __init__(
+        self,
+        patterns: tuple[str, ...],
+        witness: Witness,
+        clock_ns: Callable[[], int],
+        formats: list[Format],
+        origin: Origin,
+        *,
+        hold_s: float = 0,
+    ) -> None:
+        self.state = LogState("no data yet", f"{' '.join(patterns)} was not looked at yet.")
+        self._patterns = patterns
+        self._witness = witness
+        self._clock_ns = clock_ns
+        self._formats = formats
+        self._origin = origin
+        self._hold_s = hold_s  # what is younger is not read yet
+        self._grown: dict[str, deque[_Grown]] = {}  # path → how it grew lately
+        self._trouble: dict[str, LogError] = {}  # path → why it could not be read
+        self._read: dict[str, _Seen] = {}  # path → how it was when it was read to its end
+        self._logs: OrderedDict[str, Log] = OrderedDict()  # of files by their first line; the newest may have more
+        self._dropped = Tally()
+
+    def step(self) -> bool:
+        """Reads some of what is new; whether there is more. Raises nothing for what `state` tells."""
+        paths = sorted({path for pattern in self._patterns for path in glob(pattern)})
+        self._trouble = {path: problem for path, problem in self._trouble.items() if path in paths}
+        try:
+            for file, seen in sorted(self._changed(paths), key=lambda one: (one[0].first_ns, one[0].path)):
+                if not self._is_read(file, seen):
+                    self.state = LogState("behind", f"{file.path} is being read: answers lack its end.")
+                    return True
+        except StoreError as problem:
+            self.state = LogState("unreadable", str(problem))
+            return False
+        self.state = self._told(paths)
+        return False
+
+    def _changed(self, paths: list[str]) -> Iterator[tuple[LogFile, _Seen]]:
+        for path in paths:
+            with self._told_of(path):
+                seen = self._look(path)
+                if seen.size and self._read.get(path) != seen:
+                    self._trouble.pop(path, None)
+                    if file := look(path, self._formats, self._origin.zone):
+                        yield file, seen
+
+    @contextmanager
+    def _told_of(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            pass  # rotated away just now
+        except LogError as problem:
+            self._trouble[path] = problem
+
+    def _is_read(self, file: LogFile, seen: _Seen) -> bool:
+        """Whether it was read to its end; one in trouble was, until it changes."""
+        self._read[file.path] = seen
+        with self._told_of(file.path), opened(file.path) as content:
+            if not self._advance(file, content, seen):
+                del self._read[file.path]
+                return False
+        return True
+
+    def _advance(self, file: LogFile, content: IO[bytes], seen: _Seen) -> bool:
+        place, now_ns = self._witness.place(file.key), self._clock_ns()
+        position = place.read_to if is_as_read(content, place.read_to, place.before) else 0
+        log = self._log(file, content, position, now_ns)
+        limit = seen.size if isinstance(content, BufferedReader) else None  # of a packed file all was seen
+        for number, piece in enumerate(pieces(content, position, limit)):
+            if number == PIECES_AT_ONCE:
+                return False
+            if piece.before:  # else its last line is still being written
+                there = Place(file=file.key, read_to=piece.read_to, before=piece.before)
+                self._witness.keep(log.read(piece.content, now_ns), there)
+        return True
+
+    def _look(self, path: str) -> _Seen:
+        """How the file is, with the size it had when what is to be held was not written yet."""
+        stat = Path(path).stat()
+        seen = _Seen(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if not self._hold_s:
+            return seen
+        now, grown = time.monotonic(), self._grown.setdefault(path, deque())
+        if grown and (grown[-1].inode != seen.inode or grown[-1].size > seen.size):
+            grown.clear()
+        if not grown or grown[-1].size != seen.size:
+            grown.append(_Grown(now, seen.inode, seen.size))
+        while len(grown) > 1 and grown[1].at <= now - self._hold_s:
+            grown.popleft()
+        return seen._replace(size=grown[0].size if grown[0].at <= now - self._hold_s else 0, changed_ns=0)
+
+    def _log(self, file: LogFile, content: IO[bytes], position: int, now_ns: int) -> Log:
+        """What reads on there: it knows what was before, as far as that matters."""
+        log = self._logs.get(file.key)
+        if log is None or not position:
+            log = self._logs[file.key] = Log(self._origin, self._dropped)
+            log.open_file(file.form)
+            hear(log, content, position, now_ns)
+        self._logs.move_to_end(file.key)
+        if len(self._logs) > LOGS:
+            self._logs.popitem(last=False)
+        return log
+
+    def _told(self, paths: list[str]) -> LogState:
+        if self._trouble:
+            return LogState("unreadable", str(next(iter(self._trouble.values()))))
+        where = " ".join(self._patterns)
+        if not paths:
+            near = Path(self._patterns[0]).parent
+            return LogState("unreadable", f"No file is called {where}. Look for it: ls -l {near}")
+        dropped = "; ".join(
+            f"{count:,} lines dropped: {reason}, as in: {self._dropped.examples[reason]}"
+            for reason, count in self._dropped.dropped.most_common(REASONS)
+        )
+        return LogState("ok", f"{where} is read." + f" {dropped}." * bool(dropped))

@@ -1,0 +1,163 @@
+"""The ledger where the store is InfluxDB: the same SQL, on what InfluxDB has of the time that lines are of.
+
+What is new goes to InfluxDB's collector as spans. A live span that comes late is looked for, since InfluxDB tells
+nobody of it; its line's point is deleted then.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Final
+
+import duckdb
+
+from tailspan import flux, ledger
+from tailspan.bucket import Bucket
+from tailspan.encode import batches
+from tailspan.errors import BusyError, UnsentError
+from tailspan.flux import Part
+from tailspan.ingest.lines import Lines
+from tailspan.ledger import COVERED, EARLIER_NS, HOUR, Arrival, Fates, Minute, as_file, candidates, of_hours
+from tailspan.points import nanoseconds
+from tailspan.query import Range
+from tailspan.receiver import Receiver
+from tailspan.span import ABOUT, Span
+from tailspan.store.duckdb import DuckDB
+
+Fetch = Callable[[duckdb.DuckDBPyConnection, Part, Range], None]  # makes the cursor's table `arrived`
+DELETES: Final = 500  # at once: each takes InfluxDB a while
+LOOK_BACK_NS: Final = 48 * HOUR  # how late a live span may come
+LATEST_NS: Final = 7_258_118_400 * 10**9
+OF_TIME: Final = f"""
+    CREATE OR REPLACE TABLE about AS
+        SELECT DISTINCT ON (number) number::HUGEINT AS number, {", ".join(ABOUT)} FROM arrived;
+    CREATE OR REPLACE TABLE request AS
+        SELECT trace_id, span_id, parent_id, start_ns, duration_ns, path, visible_ms, number::HUGEINT AS number
+        FROM arrived;
+    CREATE OR REPLACE TABLE settled (
+        trace_id BLOB, span_id BLOB, live_trace_id BLOB, live_span_id BLOB, start_ns BIGINT)"""
+ADD_ABOUT: Final = f"INSERT INTO about VALUES ({', '.join('?' * (len(ABOUT) + 1))})"
+ADD_SETTLED: Final = "INSERT INTO settled VALUES (?, ?, ?, ?, ?)"
+NEW: Final = f"""
+    SELECT trace_id, span_id, NULL, start_ns, duration_ns, path, NULL, {", ".join(ABOUT)}
+    FROM line JOIN about USING (number) ORDER BY start_ns, trace_id, span_id"""
+LOGGED: Final = """
+    CREATE OR REPLACE TABLE logged AS
+    SELECT trace_id, span_id, start_ns FROM request JOIN about USING (number) WHERE source = 'log'"""
+GONE: Final = """
+    SELECT start_ns, twin.trace_id IS NOT NULL FROM logged LEFT JOIN (
+        SELECT trace_id, span_id FROM settled
+        UNION SELECT trace_id, parent_id FROM request WHERE parent_id IS NOT NULL) AS twin
+    ON logged.trace_id = twin.trace_id AND logged.span_id = twin.span_id ORDER BY start_ns"""
+
+
+class LogLines:
+    """`local` keeps which lines are settled. Raises what Bucket raises, and BusyError where lines cannot be sent."""
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        fetch: Fetch,
+        bucket: Bucket,
+        local: DuckDB,
+        collector: Receiver | None,
+    ) -> None:
+        self.reconciled_ns = 0  # until when live spans that came late were looked for
+        self._connection = connection
+        self._fetch = fetch
+        self._bucket = bucket
+        self._local = local
+        self._collector = collector
+        self._working = threading.Lock()
+        self._counted: dict[int, int] = {}  # hour → its points, when it was reconciled
+        connection.execute("ATTACH ':memory:' AS lines")
+
+    @contextmanager
+    def _time(self, of: Range) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor with what InfluxDB has of that time, in the tables that ledger.py asks."""
+        with self._working, self._connection.cursor() as cursor:
+            self._fetch(cursor, flux.requests(), of)
+            cursor.execute("USE lines")
+            cursor.execute(OF_TIME)
+            settled = self._local.settled(*of)
+            if settled:
+                cursor.executemany(ADD_SETTLED, settled)
+            yield cursor
+
+    def add(self, lines: Lines, oldest_ns: int, *, dry_run: bool) -> Fates:
+        if self._collector is None:
+            fix = "Set OTEL_EXPORTER_OTLP_ENDPOINT for tailspan serve: the collector's address, port 4318 by default."
+            raise BusyError("Log lines get into InfluxDB by its collector, and the server knows none.", fix=fix)
+        if not lines.total:
+            return Fates()
+        starts = [int(row.split(b"\t", 4)[3]) for row in lines.rows.splitlines()]
+        around = Range(max(0, min(starts) - EARLIER_NS), max(starts) + EARLIER_NS)
+        with self._time(around) as cursor, as_file(lines) as file:
+            numbers = {given: number for number, given in enumerate(lines.abouts)}
+            cursor.executemany(ADD_ABOUT, [(numbers[given], *about) for given, about in lines.abouts.items()])
+            fates = ledger.enter(cursor, Arrival(file, lines.total, numbers), oldest_ns)
+            if not dry_run:
+                self._send(self._collector, map(Span._make, cursor.execute(NEW).fetchall()))
+                self._keep_settled(cursor)
+                self._local.witness(cursor.execute("FROM seen").fetchall())
+        return fates
+
+    def coverage(self, of: Range) -> list[Minute]:
+        """As the embedded store has it."""
+        if not (hours := self._local.witnessed(*of)):
+            return []
+        with self._time(of) as cursor:
+            found = cursor.execute(COVERED, {"start": of.start_ns, "end": of.end_ns}).fetchall()
+        return of_hours(found, hours)
+
+    def _send(self, collector: Receiver, spans: Iterable[Span]) -> None:
+        try:
+            for batch in batches(spans):
+                if (answer := collector.send(batch.body)).refused:
+                    raise BusyError(f"{collector.url} refused {answer.refused} lines: {answer.message}.")
+        except UnsentError as problem:
+            raise BusyError(problem.message, fix=problem.fix) from problem
+
+    def _keep_settled(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        self._local.settle(cursor.execute("FROM settled").fetchall())
+
+    def reconcile(self, now_ns: int) -> int:
+        """Deletes the points of lines whose services told of them since; how many those were."""
+        hours = self._changed(Range(now_ns - LOOK_BACK_NS, now_ns + HOUR))
+        deleted = sum(self._reconcile(Range(first, last)) for first, last in _stretches(hours))
+        self._counted |= hours
+        self.reconciled_ns = now_ns
+        return deleted
+
+    def _changed(self, of: Range) -> dict[int, int]:
+        """Hours with lines, of which InfluxDB has more points now, or the hour before has."""
+        points: dict[int, int] = {}
+        logged = set()
+        for row in self._bucket.records(flux.hourly(), of):
+            hour = nanoseconds(row["_time"]) // HOUR
+            points[hour] = points.get(hour, 0) + int(row["_value"])
+            if row.get("tailspan.source") == "log":
+                logged.add(hour)
+        near = {hour for hour in points if hour in logged or hour + 1 in logged}
+        grown = {hour for hour in near if self._counted.get(hour) != points[hour]}
+        return {hour: points[hour] for hour in near if hour in grown or hour - 1 in grown or hour + 1 in grown}
+
+    def _reconcile(self, of: Range) -> int:
+        with self._time(of) as cursor:
+            cursor.execute(LOGGED)
+            around = {"early": of.start_ns, "late": of.end_ns}
+            ledger.settle(cursor, *of, candidates(cursor.execute(ledger.FREE, around)), "request")
+            self._keep_settled(cursor)
+            found = cursor.execute(GONE).fetchall()
+        runs = [list(run) for gone, run in groupby(found, key=lambda row: row[1]) if gone]
+        for run in runs[:DELETES]:
+            self._bucket.delete('"tailspan.source"="log"', Range(run[0][0], run[-1][0] + 1))
+        return sum(map(len, runs[:DELETES]))
+
+
+def _stretches(hours: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """As few ranges of nanoseconds as it takes."""
+    for _, run in groupby(enumerate(sorted(hours)), key=lambda one: one[1] - one[0]):
+        stretch = [hour for _, hour in run]
+        yield stretch[0] * HOUR, (stretch[-1] + 1) * HOUR

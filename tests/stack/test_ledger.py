@@ -1,0 +1,130 @@
+"""Lines of a log into InfluxDB: through the real collector, once, whatever comes first."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from tailspan.app import create_app
+from tailspan.config import InfluxDB as InfluxDBSettings
+from tailspan.config import Settings
+from tailspan.store.duckdb import DuckDB
+from tailspan.store.influxdb import InfluxDB
+from tests.server.logs import combined, counts, identified, read, written
+from tests.stack.engines import Collector, Influxd, until
+from tests.stack.pipeline import OURS, send, span
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+SHOP = OURS | {"http.route": "/prices", "url.path": "/prices", "tailscale.address": "100.64.0.7"}
+
+
+@pytest.fixture
+def client(tmp_path: Path, influxd: Influxd, collector: Collector) -> Iterator[TestClient]:
+    there = InfluxDBSettings(influxd.url, influxd.token)
+    settings = Settings(db=tmp_path / "t.duckdb", influxdb=there, collector=collector.endpoint)
+    store = DuckDB(settings.db)
+    with TestClient(create_app(settings, store), "http://127.0.0.1:8100", client=("127.0.0.1", 50000)) as client:
+        yield client
+    store.close()
+
+
+@pytest.fixture
+def influxdb(tmp_path: Path, influxd: Influxd, collector: Collector) -> Iterator[InfluxDB]:
+    """A store beside the server's own."""
+    local = DuckDB(tmp_path / "beside.duckdb")
+    store = InfluxDB(InfluxDBSettings(influxd.url, influxd.token), local)
+    yield store
+    store.close()
+    local.close()
+
+
+def request_id(number: int) -> bytes:
+    """As random as nginx's: the first digits tell points of one millisecond apart."""
+    return hashlib.sha256(bytes([number])).digest()[:16]
+
+
+def line(number: int) -> str:
+    return identified(0, at=NOW, request_id=request_id(number).hex())
+
+
+def live(collector: Collector, *numbers: int, at: datetime = NOW) -> None:
+    """The service's own spans of these requests, ended at that time."""
+    start_ns = int(at.timestamp()) * 10**9 - 5_000_000
+    ids = ((n, request_id(n)) for n in numbers)
+    spans = [span(n, SHOP, start_ns=start_ns, trace_id=trace, parent_span_id=trace[:8]) for n, trace in ids]
+    send(collector.endpoint, spans)
+
+
+def there(influxd: Influxd, count: int) -> None:
+    until(lambda: influxd.count() == count, f"not {count} points", lambda: f"{influxd.count()} points")
+
+
+def test_each_request_is_one_point_whoever_told_of_it_first(
+    client: TestClient, influxdb: InfluxDB, influxd: Influxd, collector: Collector, tmp_path: Path
+) -> None:
+    live(collector, 0, 1)
+    there(influxd, 2)
+    path = written(tmp_path / "a.log", *(line(number) for number in range(6)))
+    assert counts(read(client, path, now=NOW)) == {"lines": 6, "added": 4, "twins": 2}
+    there(influxd, 6)
+    assert counts(read(client, path, now=NOW)) == {"lines": 6, "known": 4, "twins": 2}
+    live(collector, 2, 3)  # hours late, as far as anybody here knows
+    there(influxd, 8)
+    now_ns = int(NOW.timestamp()) * 10**9
+    assert (influxdb.reconcile(now_ns), influxd.count()) == (2, 6)
+    assert (influxdb.reconcile(now_ns), influxd.count()) == (0, 6)
+    assert counts(read(client, path, now=NOW)) == {"lines": 6, "known": 2, "twins": 4}
+    rows = client.get("/analytics/query?metrics=requests&dimensions=source&days=1").json()["rows"]
+    assert rows == [{"source": "live", "requests": 4}, {"source": "log", "requests": 2}]
+
+
+def test_without_ids_too(
+    client: TestClient, influxdb: InfluxDB, influxd: Influxd, collector: Collector, tmp_path: Path
+) -> None:
+    when = NOW - timedelta(hours=1)
+    live(collector, 0, at=when)
+    there(influxd, 1)
+    path = written(tmp_path / "a.log", *[combined(at=f"{when:%d/%b/%Y:%H:%M:%S} +0000")] * 3)
+    assert counts(read(client, path, now=NOW)) == {"lines": 3, "added": 2, "twins": 1}
+    there(influxd, 3)
+    assert counts(read(client, path, now=NOW)) == {"lines": 3, "known": 2, "twins": 1}
+    live(collector, 1, at=when)
+    there(influxd, 4)
+    now_ns = int(NOW.timestamp()) * 10**9
+    client.app.state.store.reconcile(now_ns)  # type: ignore[attr-defined]
+    assert influxd.count() == 3
+    assert counts(read(client, path, now=NOW)) == {"lines": 3, "known": 1, "twins": 2}
+
+
+def test_what_influxdb_lost_for_good_a_log_brings_back(
+    client: TestClient, influxd: Influxd, collector: Collector, tmp_path: Path
+) -> None:
+    """A bucket that is missing is a permanent refusal: the collector drops what it has."""
+    path = written(tmp_path / "a.log", *(line(number) for number in range(3)))
+    read(client, path, now=NOW)
+    there(influxd, 3)
+    live(collector, 0)
+    there(influxd, 4)
+    everything = {"start": "1970-01-01T00:00:00Z", "stop": "2100-01-01T00:00:00Z"}
+    answer = influxd.ask(
+        "POST", "/api/v2/delete", params={"org": influxd.org, "bucket": influxd.bucket}, json=everything
+    )
+    assert (answer.status_code, influxd.count()) == (204, 0)
+    time.sleep(1)
+    assert counts(read(client, path, now=NOW)) == {"lines": 3, "added": 3}
+    there(influxd, 3)
+
+
+def test_without_a_collector_it_says_what_to_set(tmp_path: Path, influxd: Influxd) -> None:
+    there = InfluxDBSettings(influxd.url, influxd.token)
+    store = DuckDB(tmp_path / "t.duckdb")
+    settings = Settings(db=tmp_path / "t.duckdb", influxdb=there)
+    with TestClient(create_app(settings, store), "http://127.0.0.1:8100", client=("127.0.0.1", 50000)) as client:
+        body = b'{"abouts":{}}\n'
+        assert client.post("/analytics/log-lines", content=body).status_code == 503
+        assert "OTEL_EXPORTER_OTLP_ENDPOINT" in client.post("/analytics/log-lines", content=body).text
+    store.close()
