@@ -96,12 +96,15 @@ class Counting(SpanExporter):
         pass
 
 
-def service(variant: str, port: str) -> None:
+def service(variant: str) -> None:
     app, counting = app_with(1), Counting()
     if variant != "bare":
         instrument(app, exporter=counting)
     signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn raises once more when it has stopped
-    uvicorn.run(app, port=int(port), log_level="error", access_log=False)
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.bind(("127.0.0.1", 0))
+    print(listening.getsockname()[1], flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False)).run(sockets=[listening])
     print(json.dumps({"spans": counting.spans, "named": counting.named}), flush=True)
 
 
@@ -185,16 +188,15 @@ def answer(*arguments: str) -> dict[str, Any]:
 
 def under_load(variant: str, script: Path, path: Path) -> dict[str, float]:
     """Requests a second, milliseconds, failures, and which share of the spans has its device."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
     beside = {"TS_SOCKET": str(path) if variant in ("on", "killed") else "/nonexistent", "TAILSPAN_USERSPACE": "false"}
-    with running("tailscaled", str(path)) as api, running("service", variant, port, **beside) as served:
+    with running("tailscaled", str(path)) as api, running("service", variant, **beside) as served:
         assert api.stdout and served.stdout
         api.stdout.readline()
-        httpx.Client(transport=httpx.HTTPTransport(retries=10)).get(f"http://127.0.0.1:{port}/route-0")
+        url = f"http://127.0.0.1:{int(served.stdout.readline())}"
+        httpx.Client(transport=httpx.HTTPTransport(retries=10)).get(f"{url}/route-0")
         if variant == "killed":
             threading.Timer(SECONDS / 2, api.send_signal, (signal.SIGKILL,)).start()
-        load = ["wrk", "-t1", "-c8", f"-d{SECONDS}s", "--latency", "-s", str(script), f"http://127.0.0.1:{port}"]
+        load = ["wrk", "-t1", "-c8", f"-d{SECONDS}s", "--latency", "-s", str(script), url]
         said = subprocess.run(load, capture_output=True, text=True, check=True).stdout
         served.terminate()
         counts = json.loads(served.stdout.read())

@@ -8,6 +8,7 @@ import logging
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Final
@@ -31,16 +32,14 @@ class Peers:
         self.changed: Callable[[], None] = lambda: None
         self._networks: list[Network] = []
         self._names: list[str] = []
-        for peer in peers:
-            network = peer if not isinstance(peer, str) else _network(peer)
-            if network is None:
-                self._names.append(str(peer))
+        for peer in (peer_of(peer) if isinstance(peer, str) else peer for peer in peers):
+            if isinstance(peer, str):
+                self._names.append(peer)
             else:
-                self._networks.append(network)
+                self._networks.append(peer)
         self._found: dict[str, frozenset[Address]] = {}  # name → its addresses, as last looked up
         self._background = Background("peers", LOOK_UP_EVERY_S, self.look_up)
-        if gateway := gateway_within(self._networks):
-            log.warning("trusted peers: %s", gateway)
+        _warn(gateway_within(self._networks))
 
     def start(self) -> None:
         """Begins to look up names, if there are any."""
@@ -75,8 +74,15 @@ class Peers:
         )
 
 
-def _network(peer: str) -> Network | None:
-    """None for a name. Raises ValueError for what cannot be one either."""
+@lru_cache
+def _warn(gateway: str | None) -> None:
+    """Once a process, however many ask."""
+    if gateway:
+        log.warning("trusted peers: %s", gateway)
+
+
+def peer_of(peer: str) -> Network | str:
+    """An address or network as such, a name as it is. Raises ValueError for what can be none of them."""
     try:
         return ip_network(peer)
     except ValueError:
@@ -84,7 +90,7 @@ def _network(peer: str) -> Network | None:
             raise
         if peer.replace(".", "").isdigit():  # an address with a slip, and no name: those do not end in a number
             raise
-        return None
+        return peer
 
 
 def gateway_within(networks: Iterable[Network]) -> str | None:

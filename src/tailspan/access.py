@@ -59,7 +59,9 @@ class Guard:
         self.names = (*LOCAL_NAMES, *settings.allowed_hosts)
         self.userspace = settings.userspace
         self.readers = frozenset(settings.readers)
-        self._identify = Identify(Peers(settings.trusted_peers).trusts)
+        self._peers = Peers(settings.trusted_peers)
+        self._identify = Identify(self._peers.trusts)
+        self._peers.changed = self._identify.forget
         self._holder = holder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,6 +133,7 @@ class Guard:
 
     def _person(self, scope: Scope) -> Person | None:
         """By a trusted proxy's word, or by the connection itself where tailscaled has a TUN device."""
+        self._peers.start()
         client = scope["client"] and tuple(scope["client"])
         caller = self._identify(client, dict(scope["headers"]))
         proven = (caller.unix or not self.userspace) if caller.vouched else self.userspace is False
@@ -141,6 +144,8 @@ class Guard:
         device = self._holder(caller.client) if caller.tailnet and caller.client else None
         if caller.login:
             known = device is not None and device.login == caller.login
+            if not known and (device is not None or caller.source == "nginx_auth"):
+                return None  # some proxy passed on what the caller wrote himself
             return Person(caller.login, (), device.kind if device and known else "unknown")
         if device is None:
             return None

@@ -5,12 +5,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from tailspan_otel.identity import LOOPBACK, Network
+from tailspan_otel.peers import peer_of
 
 from tailspan.errors import SettingError
 
@@ -63,10 +64,10 @@ class Settings:
     userspace: bool | None = None  # tailscaled runs without a TUN device; None: ask it
     url: str = ""  # where the commands find the server: a URL or "unix:/path"; else where it listens
     ts_socket: Path = Path("/var/run/tailscale/tailscaled.sock")  # TS_SOCKET: tailscaled's own
-    trusted_peers: tuple[Network, ...] = LOOPBACK  # proxies whose headers are believed in other services' spans
     nginx_log: tuple[str, ...] = ()  # logs that the server reads by itself: paths or patterns, comma separated
     nginx_service: str = "nginx"  # whose requests they have: service.name, as the service calls itself
     nginx_format: str | None = None  # a name or a log_format string; None: by the first lines
+    trusted_peers: tuple[Network | str, ...] = LOOPBACK  # proxies whose headers are believed in other services' spans
     influxdb: InfluxDB | None = None  # INFLUXDB_V2_*; None: the database file is the store
     collector: str = ""  # OTEL_EXPORTER_OTLP_ENDPOINT, or …_TRACES_ENDPOINT: by which log lines get into InfluxDB
     collector_metrics: str = ""  # URL of the collector's own metrics, where one stands before the store
@@ -232,11 +233,11 @@ def _names(value: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
-def _networks(key: str, value: str) -> tuple[Network, ...]:
+def _peers(key: str, value: str) -> tuple[Network | str, ...]:
     try:
-        return tuple(ip_network(peer.strip()) for peer in value.split(",") if peer.strip())
+        return tuple(map(peer_of, _names(value)))
     except ValueError as problem:
-        rule = "It is addresses or networks with commas between, as 127.0.0.1, 172.18.0.0/16."
+        rule = "It is addresses, networks or host names with commas between, as 127.0.0.1, nginx."
         raise SettingError(f"{key} is {value!r}: {problem}.", value=value, rule=rule) from None
 
 
@@ -264,7 +265,7 @@ READERS: Final = {
     "TAILSPAN_RETENTION_DAYS": lambda key, value: _number(key, value, "days", 36500),
     "TAILSPAN_SETTINGS": lambda key, value: Path(value).expanduser(),
     "TAILSPAN_USERSPACE": _flag,
-    "TAILSPAN_TRUSTED_PEERS": _networks,
+    "TAILSPAN_TRUSTED_PEERS": _peers,
     "TAILSPAN_URL": _url,
     "TAILSPAN_COLLECTOR_METRICS": _web,
     "TAILSPAN_READERS": lambda key, value: _names(value),

@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from tailspan_otel import attributes as names
+from tailspan_otel.peers import gateway_within
 
 from tailspan.access import is_userspace
 from tailspan.config import Settings
@@ -95,7 +96,7 @@ def examine(settings: Settings, client: httpx.Client, environ: Mapping[str, str]
         yield from _received(health["received"])
         yield from _tailnet(client)
     yield probe(environ)
-    yield from _trust(environ)
+    yield from _trust(settings, environ)
     yield _tailscaled(settings)
 
 
@@ -211,7 +212,9 @@ def _acknowledged(body: bytes) -> bool:
         return False
 
 
-def _trust(environ: Mapping[str, str]) -> Iterator[Finding]:
+def _trust(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    if gateway := gateway_within(peer for peer in settings.trusted_peers if not isinstance(peer, str)):
+        yield Finding("trust", "look", f"TAILSPAN_TRUSTED_PEERS: {gateway}.", "Name the proxy itself.")
     if environ.get("FORWARDED_ALLOW_IPS", "").strip() == "*":
         fix = "Name the proxy in FORWARDED_ALLOW_IPS, or let Serve forward to a unix socket."
         yield Finding("trust", "look", "FORWARDED_ALLOW_IPS is '*': anybody's identity headers are believed.", fix)

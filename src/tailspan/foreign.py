@@ -4,10 +4,13 @@ collector-config.yaml decides alike on the other way in.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 from tailspan_otel import attributes as names
-from tailspan_otel.identity import Network, is_tailnet, parse
+from tailspan_otel.identity import is_tailnet
+
+Trusts = Callable[[str], bool]  # of an address: whether it is a proxy of ours
 
 LOGIN_HEADER: Final = "http.request.header.tailscale-user-login"  # as captured by OpenTelemetry's convention
 FORWARDED_HEADER: Final = "http.request.header.x-forwarded-for"
@@ -15,15 +18,15 @@ FORWARDED_HEADER: Final = "http.request.header.x-forwarded-for"
 LOGIN: Final = re.compile(r"(?!.*=\?)[!-+\x2d-~]{1,256}")
 
 
-def caller(*, peer: Any, login: Any, forwarded: Any, client: Any, trusted: tuple[Network, ...]) -> dict[str, Any]:
+def caller(*, peer: Any, login: Any, forwarded: Any, client: Any, trusts: Trusts) -> dict[str, Any]:
     """The attributes of who called.
 
     `peer` is the other end of the service's connection; `login` and `forwarded` are the captured headers
     Tailscale-User-Login and X-Forwarded-For; `client` is what the span calls the client's address. Headers count where
-    the peer is one of `trusted`. Of X-Forwarded-For only the last entry does: those before it were written by the
+    `trusts` says yes to the peer. Of X-Forwarded-For only the last entry does: those before it were written by the
     caller, and some SDKs make the first one the client's address.
     """
-    vouched = _is_one_of(peer, trusted)
+    vouched = isinstance(peer, str) and trusts(peer)
     nearest = _nearest(_only(forwarded)) if vouched else peer
     told = nearest if isinstance(nearest, str) and nearest else None
     address = (told or client).removeprefix("::ffff:") if isinstance(told or client, str) else None
@@ -34,11 +37,6 @@ def caller(*, peer: Any, login: Any, forwarded: Any, client: Any, trusted: tuple
     if vouched and isinstance(name, str) and LOGIN.fullmatch(name):
         known |= {names.LOGIN: name, names.IDENTITY_SOURCE: "serve_header", names.CALLER: "person"}
     return known
-
-
-def _is_one_of(peer: Any, trusted: tuple[Network, ...]) -> bool:
-    address = parse(peer) if isinstance(peer, str) else None
-    return address is not None and any(address in network for network in trusted)
 
 
 def _only(captured: Any) -> Any:

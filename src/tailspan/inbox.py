@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from tailspan_otel.identity import LOOPBACK, Network
+from tailspan_otel.peers import Peers
 
 from tailspan.errors import BusyError, TailspanError
 from tailspan.ingest import Delivery, otlp
@@ -42,9 +43,11 @@ class Counts(BaseModel):
 class Inbox:
     """Takes deliveries for one store. `trusted`: the proxies whose headers are believed in other services' spans."""
 
-    def __init__(self, store: DuckDB, clock: Callable[[], datetime], trusted: tuple[Network, ...] = LOOPBACK) -> None:
+    def __init__(
+        self, store: DuckDB, clock: Callable[[], datetime], trusted: Iterable[Network | str] = LOOPBACK
+    ) -> None:
         self.counts = Counts()
-        self._trusted = trusted
+        self._peers = Peers(trusted)
         self._store = store
         self._clock = clock
         self._counting = threading.Lock()
@@ -72,7 +75,8 @@ class Inbox:
 
     def deliver(self, body: bytes, content_type: str, encoding: str) -> ExportTraceServiceResponse:
         """Keeps what the body holds: it is on disk when this returns. Raises like `receive`."""
-        delivery = otlp.read(body, content_type, encoding, nanoseconds(self._clock()), self._trusted)
+        self._peers.start()
+        delivery = otlp.read(body, content_type, encoding, nanoseconds(self._clock()), self._peers.trusts)
         self.keep(delivery)
         answer = ExportTraceServiceResponse()
         if delivery.rejected:

@@ -48,6 +48,7 @@ class Names:
 def routes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Linux's table of routes, without a gateway unless a test writes one."""
     monkeypatch.setattr(peers, "ROUTES", tmp_path / "route")
+    peers._warn.cache_clear()
     return tmp_path / "route"
 
 

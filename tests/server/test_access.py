@@ -68,6 +68,11 @@ def served(login: str | None, address: str) -> dict[str, str]:
     return {"X-Forwarded-For": address} | ({} if login is None else {"Tailscale-User-Login": login})
 
 
+def auth(login: str, address: str) -> dict[str, str]:
+    """What nginx adds of nginx-auth's."""
+    return {"X-Forwarded-For": address, "Tailscale-User": login}
+
+
 ALICE = served("alice@example.com", "100.64.0.2")
 RUNNER = served(None, "100.64.0.4")
 EVE = served("eve@other.example", "100.64.0.5")
@@ -85,7 +90,7 @@ FUNNEL = {"X-Forwarded-For": "203.0.113.7", "Tailscale-Funnel-Request": "?1"}
         (LOOPBACK, RUNNER, {}, 403),
         (LOOPBACK, FUNNEL, {}, 403),
         (LOOPBACK, served("alice@example.com", "100.64.0.77"), {}, 403),  # of a device that nobody lists
-        (LOOPBACK, served("alice@example.com", "100.64.0.3"), {}, 403),  # of somebody else's
+        (LOOPBACK, served("alice@example.com", "100.64.0.3"), {}, 401),  # of somebody else's
         (LOOPBACK, served(None, "100.64.0.77"), {}, 401),
         (("100.64.0.2", 0), ALICE, {}, 200),  # as uvicorn rewrites the peer in a host's own app
         (("100.64.0.2", 0), ALICE, {"userspace": True}, 401),
@@ -98,6 +103,11 @@ FUNNEL = {"X-Forwarded-For": "203.0.113.7", "Tailscale-Funnel-Request": "?1"}
         (LOOPBACK, RUNNER, {"readers": ("tag:ci",)}, 200),
         (LOOPBACK, EVE, {"readers": ("eve@other.example",)}, 200),
         (LOOPBACK, FUNNEL, {"readers": ("eve@other.example",)}, 403),
+        # what Serve and nginx pass on of a caller's own: another's login from this device, or one that nothing confirms
+        (LOOPBACK, served("alice@example.com", "100.64.0.4"), {"readers": ("alice@example.com",)}, 401),
+        (LOOPBACK, auth("alice@example.com", "100.64.0.4"), {"readers": ("alice@example.com",)}, 401),
+        (LOOPBACK, auth("alice@example.com", "100.64.0.77"), {"readers": ("alice@example.com",)}, 401),
+        (LOOPBACK, auth("alice@example.com", "100.64.0.2"), {"readers": ("alice@example.com",)}, 200),
         (LOOPBACK, served("zoe@example.com", "100.64.0.77"), {"readers": ("zoe@example.com",)}, 200),
         # forged
         (("192.0.2.9", 50000), ALICE, {}, 401),
@@ -224,7 +234,7 @@ def test_the_token_may_come_from_a_file_and_is_never_shown(tmp_path: Path) -> No
         ("TAILSPAN_RETENTION_DAYS", "0"),
         ("TAILSPAN_RETENTION_DAYS", "ten"),
         ("TAILSPAN_USERSPACE", "maybe"),
-        ("TAILSPAN_TRUSTED_PEERS", "nginx"),
+        ("TAILSPAN_TRUSTED_PEERS", "172.18.0.300"),
         ("TAILSPAN_URL", "localhost:8100"),
     ],
 )

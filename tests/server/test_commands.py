@@ -17,7 +17,10 @@ from typing import Any
 
 import httpx
 import pytest
+from tailspan_otel import peers
 
+from tailspan.config import Settings
+from tailspan.doctor import examine
 from tests.server.spans import ANA, LEO, NOW_NS, beat, export, span
 from tests.server.tailnet import STATUS, tailscale, until
 
@@ -406,6 +409,19 @@ def test_doctor_walks_the_tailnets_sources_and_names_devices_whose_keys_expire(s
         "message": f"The key of appsrv expires on {expires[:10]}: then it is cut off.",
         "fix": "On appsrv: tailscale up --force-reauth; or disable key expiry at the admin console.",
     }
+
+
+def test_doctor_warns_of_a_trusted_network_that_its_gateway_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "ROUTES", tmp_path / "route")
+    (tmp_path / "route").write_text("Iface Destination Gateway\neth0 00000000 010012AC")
+    settings = Settings.read({"TAILSPAN_TRUSTED_PEERS": "nginx, 172.18.0.0/16", "TAILSPAN_URL": "http://127.0.0.1:1"})
+    nothing = httpx.MockTransport(lambda request: httpx.Response(404))
+    with httpx.Client(transport=nothing, base_url=settings.server) as client:
+        [trust] = [found for found in examine(settings, client, {}) if found.link == "trust"]
+    assert trust.state == "look"
+    assert "172.18.0.0/16 contains the gateway 172.18.0.1" in trust.message
 
 
 def test_doctor_warns_where_everybody_is_a_proxy(start: Start) -> None:

@@ -20,11 +20,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 from tailspan_otel import attributes as names
-from tailspan_otel.identity import LOOPBACK, Network
+from tailspan_otel.peers import Peers
 from tailspan_otel.traffic import fixed_traffic
 
 from tailspan import foreign, wire
 from tailspan.errors import DeliveryError, SizeOfDeliveryError, TypeOfDeliveryError
+from tailspan.foreign import Trusts
 from tailspan.ingest import Delivery
 from tailspan.span import FORGED_KINDS, Heartbeat, Span
 
@@ -32,6 +33,7 @@ PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
 MAX_BYTES: Final = 8 * 2**20  # of a body, and of what it unpacks to: some 16,000 spans
 AHEAD_NS: Final = 600 * 10**9  # how far a service's clock may be ahead of ours
+LOOPBACK: Final = Peers().trusts
 PROBE: Final = "probe"  # the kind of the span that `tailspan doctor` sends
 BROKEN: Final = re.compile("[\x00-\x1f\x7f\ufffd]")
 SERVER: Final = re.compile("[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")  # before the path of a URL
@@ -63,10 +65,8 @@ class Rejection(Exception):
     """A span that means to be one of ours and is wrong; the message is the reason."""
 
 
-def read(
-    body: bytes, content_type: str, encoding: str, now_ns: int, trusted: tuple[Network, ...] = LOOPBACK
-) -> Delivery:
-    """What the body holds. `trusted` are the proxies that foreign services may have a caller's name from.
+def read(body: bytes, content_type: str, encoding: str, now_ns: int, trusts: Trusts = LOOPBACK) -> Delivery:
+    """What the body holds. `trusts` tells the proxies that foreign services may have a caller's name from.
 
     Raises DeliveryError, TypeOfDeliveryError or SizeOfDeliveryError.
     """
@@ -77,7 +77,7 @@ def read(
         for resource_spans in message.resource_spans:
             resource = attributes.read(resource_spans.resource.attributes)
             spans = (span for scope in resource_spans.scope_spans for span in scope.spans)
-            _read_resource(spans, resource, attributes, now_ns, trusted, delivery)
+            _read_resource(spans, resource, attributes, now_ns, trusts, delivery)
     except DecodeError as problem:  # attributes are only taken apart here
         raise unreadable(problem) from None
     return delivery
@@ -165,7 +165,7 @@ def _read_resource(
     resource: dict[str, Any],
     attributes: Attributes,
     now_ns: int,
-    trusted: tuple[Network, ...],
+    trusts: Trusts,
     delivery: Delivery,
 ) -> None:
     service = clean(resource.get(names.SERVICE)) or "unknown_service"
@@ -190,7 +190,7 @@ def _read_resource(
             wanted = (fixed, *types, *map(values.get, WANTED))
             about = known.get(wanted)
             if about is None:
-                about = known[wanted] = (service, environment, *_about(values, fixed, trusted))
+                about = known[wanted] = (service, environment, *_about(values, fixed, trusts))
             duration_ns = None if kind and values.get(names.TIMED) is False else end_ns - start_ns
             visible_ms = _visible(values.get(names.VISIBLE_MS)) if kind == "view" else None
             delivery.spans.append(Span(*ids, start_ns, duration_ns, path, visible_ms, *about))
@@ -217,12 +217,12 @@ def _check(trace_id: bytes, span_id: bytes, parent_id: bytes | None, start_ns: i
         raise Rejection("more than ten minutes in the future: set the service's clock")
 
 
-def _about(values: dict[str, Any], fixed: str | None, trusted: tuple[Network, ...]) -> Sequence[Any]:
+def _about(values: dict[str, Any], fixed: str | None, trusts: Trusts) -> Sequence[Any]:
     """The repeating fields from `method` on. Of who called, a foreign span is only believed what its proxy told.
 
     `fixed` is the traffic that the path tells, for a span that does not tell it.
     """
-    who = values if values.get(names.KIND) is not None else _foreign(values, trusted)
+    who = values if values.get(names.KIND) is not None else _foreign(values, trusts)
     is_view = values.get(names.KIND) == "view"
     method = clean(_first(values, names.METHOD))
     return (
@@ -245,13 +245,13 @@ def _about(values: dict[str, Any], fixed: str | None, trusted: tuple[Network, ..
     )
 
 
-def _foreign(values: dict[str, Any], trusted: tuple[Network, ...]) -> dict[str, Any]:
+def _foreign(values: dict[str, Any], trusts: Trusts) -> dict[str, Any]:
     return foreign.caller(
         peer=_first(values, names.PEER_ADDRESS),
         login=_first(values, foreign.LOGIN_HEADER),
         forwarded=_first(values, foreign.FORWARDED_HEADER),
         client=_first(values, names.CLIENT_ADDRESS),
-        trusted=trusted,
+        trusts=trusts,
     )
 
 
