@@ -17,10 +17,10 @@ from hmac import compare_digest
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import httpx
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from tailspan_otel.identity import Identify
+from tailspan_otel.localapi import LocalAPI, NoAnswer
 from tailspan_otel.peers import Peers
 
 from tailspan.config import Settings, is_loopback
@@ -185,8 +185,6 @@ def check_listening(settings: Settings, userspace: bool) -> None:
 def is_userspace(socket: Path) -> bool | None:
     """Whether tailscaled runs without a TUN device, by its LocalAPI; None where there is no answer."""
     try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=1) as client:
-            answer = client.get("http://local-tailscaled.sock/localapi/v0/status", params={"peers": "false"})
-            return not answer.raise_for_status().json()["TUN"]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return LocalAPI(str(socket)).mode().userspace
+    except NoAnswer:
         return None
