@@ -1,10 +1,10 @@
 """Whose a tailnet address is: what each source says, what requests said themselves, and whose it was before."""
 
 from datetime import datetime, timedelta
-from ipaddress import ip_address
 from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
+from tailspan_otel.identity import parse
 
 from tailspan.directory import Post
 from tailspan.errors import QuestionError
@@ -77,12 +77,11 @@ def who_is(of: Sources, params: WhoIsParams, now: datetime) -> WhoIs:
 
 
 def _address(text: str) -> str:
-    try:
-        return str(ip_address(text.strip()))
-    except ValueError:
+    if (address := parse(text.strip())) is None:
         raise QuestionError(
             f"address is {text!r}.", value=text, rule="It is an IP address, as 100.64.0.7 or fd7a:115c:a1e0::7."
-        ) from None
+        )
+    return str(address)
 
 
 def _uses(of: Sources, address: str, days: int, now: datetime) -> list[AddressUse]:

@@ -4,7 +4,6 @@ All answer the same question, so that any of them will do: `local` needs tailsca
 `tailscale status --json`, `headscale` and `api` a key of the control server.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import httpx
 from pydantic import TypeAdapter
+from pydantic_core import from_json
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
@@ -128,8 +128,8 @@ def _wished(retry_after: str | None) -> float | None:
 def parsed(body: bytes, place: str) -> Any:
     """Raises TailnetError where it is no JSON object."""
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as problem:
+        content = from_json(body)  # which refuses half a surrogate pair, as json.loads does not
+    except ValueError as problem:
         raise TailnetError("unreadable", f"{place} answers no JSON: {problem}.") from problem
     if not isinstance(content, dict):
         raise TailnetError("unreadable", f"{place} answers no JSON object.")
@@ -153,7 +153,7 @@ def listed(entries: Iterable[Any], read: Callable[[Any], Listed]) -> tuple[tuple
 
 
 def checked(look: Look) -> Look:
-    """The same. Raises ValueError where a field has another type, or text that is no Unicode."""
+    """The same. Raises ValueError where a field has another type."""
     return _LOOK.validate_python(look, strict=True)
 
 
