@@ -22,7 +22,7 @@ class Program:
     """`python -m <command>`, with none of tailspan's settings but these. It gets DEADLINE_S seconds to live."""
 
     def __init__(self, *command: object, **settings: str) -> None:
-        ours = ("TAILSPAN_", "OTEL_", "INFLUXDB_V2_", "TS_SOCKET")
+        ours = ("TAILSPAN_", "OTEL_", "INFLUXDB_V2_", "TS_SOCKET", "TAILSCALE_", "TAILNET", "HEADSCALE_")
         environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", *map(str, command)],

@@ -69,9 +69,10 @@ def demo(
 def running(*command: object, **settings: str) -> Iterator[str]:
     """A Python program that says a line as soon as it listens: that line. Ends it by SIGTERM.
 
-    Settings of tailspan and OpenTelemetry in our own environment are not for it. Raises TailspanError where it fails.
+    Settings of tailspan, OpenTelemetry and a real tailnet in our own environment are not for it. Raises TailspanError
+    where it fails.
     """
-    ours = ("TAILSPAN_", "OTEL_", "TS_SOCKET")
+    ours = ("TAILSPAN_", "OTEL_", "INFLUXDB_V2_", "TS_SOCKET", "TAILSCALE_", "TAILNET", "HEADSCALE_")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     with subprocess.Popen(
         [sys.executable, *map(str, command)],
@@ -105,7 +106,8 @@ def running_server(folder: Path) -> Iterator[str]:
     listen = free_address()
     # what tailscaled's mode would forbid is no harm here: whoever reaches this port finds nobody real
     settings = {"LISTEN": listen, "DB": str(folder / "tailspan.duckdb"), "USERSPACE": "false"}
-    with running("-m", "tailspan", "serve", **{f"TAILSPAN_{key}": value for key, value in settings.items()}):
+    known = {f"TAILSPAN_{key}": value for key, value in settings.items()}
+    with running("-m", "tailspan", "serve", **known, TS_SOCKET=str(folder / "no-real-tailscaled.sock")):
         yield f"http://{listen}"
 
 
