@@ -17,10 +17,10 @@ from hmac import compare_digest
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import httpx
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from tailspan_otel.identity import Identify
-from tailspan_otel.localapi import LocalAPI, NoAnswer
 from tailspan_otel.peers import Peers
 
 from tailspan.config import Settings, is_loopback
@@ -59,9 +59,7 @@ class Guard:
         self.names = (*LOCAL_NAMES, *settings.allowed_hosts)
         self.userspace = settings.userspace
         self.readers = frozenset(settings.readers)
-        self._peers = Peers(settings.trusted_peers)
-        self._identify = Identify(self._peers.trusts)
-        self._peers.changed = self._identify.forget
+        self._identify = Identify(Peers(settings.trusted_peers).trusts)
         self._holder = holder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,7 +131,6 @@ class Guard:
 
     def _person(self, scope: Scope) -> Person | None:
         """By a trusted proxy's word, or by the connection itself where tailscaled has a TUN device."""
-        self._peers.start()
         client = scope["client"] and tuple(scope["client"])
         caller = self._identify(client, dict(scope["headers"]))
         proven = (caller.unix or not self.userspace) if caller.vouched else self.userspace is False
@@ -142,12 +139,10 @@ class Guard:
         if caller.kind == "funnel":
             return Person(None, (), "funnel")
         device = self._holder(caller.client) if caller.tailnet and caller.client else None
-        if caller.login:
-            known = device is not None and device.login == caller.login
-            if not known and (device is not None or caller.source == "nginx_auth"):
-                return None  # some proxy passed on what the caller wrote himself
-            return Person(caller.login, (), device.kind if device and known else "unknown")
         if device is None:
+            by_serve = caller.login and caller.source == "serve_header"
+            return Person(caller.login, (), "unknown") if by_serve else None
+        if caller.login not in (None, device.login):  # then the caller wrote it, and a proxy passed it on
             return None
         return Person(device.login, tuple(device.tags.split(",")) if device.tags else (), device.kind)
 
@@ -185,6 +180,8 @@ def check_listening(settings: Settings, userspace: bool) -> None:
 def is_userspace(socket: Path) -> bool | None:
     """Whether tailscaled runs without a TUN device, by its LocalAPI; None where there is no answer."""
     try:
-        return LocalAPI(str(socket)).mode().userspace
-    except NoAnswer:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=1) as client:
+            answer = client.get("http://local-tailscaled.sock/localapi/v0/status", params={"peers": "false"})
+            return not answer.raise_for_status().json()["TUN"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return None
