@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 import pytest
 
-from tailspan.config import KEYS
+from tailspan.config import KEYS, Headscale, Settings, TailscaleAPI
+from tailspan.directory import sources_of
 from tailspan.labels import CHECKERS, FEATURES, TABLES, parse
 from tailspan.query import DIMENSIONS, FILTERS, METRICS, Name
 from tailspan.reports import Source
@@ -19,7 +20,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 def rows(text: str) -> list[list[str]]:
     """The cells of each row of a table, its head left out."""
     found = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
-    return [cells for cells in found if not cells[0].startswith(("name", "entry", "key", "parameter", "state", "---"))]
+    return [
+        cells
+        for cells in found
+        if not cells[0].startswith(("name", "entry", "key", "parameter", "state", "source", "---"))
+    ]
 
 
 def section(file: str, start: str, end: str = "\n## ") -> str:
@@ -56,6 +61,17 @@ def test_each_key_of_the_environment_is_documented() -> None:
         name for cells in rows(section("settings.md", "\n## Of the server")) for name in re.findall(r"\w+", cells[0])
     }
     assert told == KEYS
+
+
+def test_each_source_of_the_tailnet_is_documented_in_the_order_in_which_it_is_believed() -> None:
+    settings = Settings(
+        status="/status.json",
+        headscale=Headscale("https://headscale.example", "key"),
+        tailscale=TailscaleAPI(key="key"),
+    )
+    told = [(cells[0].strip("`"), cells[2]) for cells in rows(section("tailnet.md", "\n## Sources\n"))]
+    every = {10: "10 s", 30: "30 s", 300: "5 min"}
+    assert told == [(source.name, every[int(source.every_s)]) for source in sources_of(settings)]
 
 
 def test_each_state_of_a_source_is_documented() -> None:
