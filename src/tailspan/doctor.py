@@ -223,8 +223,11 @@ def _trust(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
 def _tailscaled(settings: Settings) -> Finding:
     userspace = settings.userspace if settings.userspace is not None else is_userspace(settings.ts_socket)
     if userspace is None:
-        fix = "Set TS_SOCKET; in a container, mount the socket. Without a TUN device: TAILSPAN_USERSPACE=true."
-        return Finding("tailscaled", "look", f"{settings.ts_socket} does not answer: devices stay unnamed.", fix)
+        fix = (
+            "Set TS_SOCKET; in a container, mount the socket, or let the server list the tailnet's devices by a "
+            "status or a key (docs/tailnet.md). Without a TUN device: TAILSPAN_USERSPACE=true."
+        )
+        return Finding("tailscaled", "look", f"{settings.ts_socket} does not answer: nobody is named by it.", fix)
     if userspace:
         return Finding(
             "tailscaled", "look", "userspace mode: tailnet peers reach loopback ports.", "Prefer unix sockets."

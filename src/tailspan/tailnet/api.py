@@ -68,10 +68,9 @@ class API:
         """Of the access token, whose id is the part after `tskey-api-`; None where it may not be asked."""
         if self._settings.key is None or not self._settings.key.startswith(KEY):
             return None
+        own = self._settings.key.removeprefix(KEY).partition("-")[0]
         with suppress(TailnetError), expected(self.place):  # the devices are what it is asked for
-            return moment(
-                self._get(client, f"keys/{self._settings.key.removeprefix(KEY).partition('-')[0]}").get("expires")
-            )
+            return moment(self._get(client, f"keys/{own}").get("expires"))
         return None
 
 
