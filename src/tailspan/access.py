@@ -17,10 +17,10 @@ from hmac import compare_digest
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import httpx
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from tailspan_otel.identity import Identify
+from tailspan_otel.localapi import LocalAPI, NoAnswer
 from tailspan_otel.peers import Peers
 
 from tailspan.config import Settings, is_loopback
@@ -59,7 +59,9 @@ class Guard:
         self.names = (*LOCAL_NAMES, *settings.allowed_hosts)
         self.userspace = settings.userspace
         self.readers = frozenset(settings.readers)
-        self._identify = Identify(Peers(settings.trusted_peers).trusts)
+        self._peers = Peers(settings.trusted_peers)
+        self._identify = Identify(self._peers.trusts)
+        self._peers.changed = self._identify.forget
         self._holder = holder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,6 +133,7 @@ class Guard:
 
     def _person(self, scope: Scope) -> Person | None:
         """By a trusted proxy's word, or by the connection itself where tailscaled has a TUN device."""
+        self._peers.start()
         client = scope["client"] and tuple(scope["client"])
         caller = self._identify(client, dict(scope["headers"]))
         proven = (caller.unix or not self.userspace) if caller.vouched else self.userspace is False
@@ -180,8 +183,6 @@ def check_listening(settings: Settings, userspace: bool) -> None:
 def is_userspace(socket: Path) -> bool | None:
     """Whether tailscaled runs without a TUN device, by its LocalAPI; None where there is no answer."""
     try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=1) as client:
-            answer = client.get("http://local-tailscaled.sock/localapi/v0/status", params={"peers": "false"})
-            return not answer.raise_for_status().json()["TUN"]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return LocalAPI(str(socket)).mode().userspace
+    except NoAnswer:
         return None

@@ -235,7 +235,7 @@ def test_the_token_may_come_from_a_file_and_is_never_shown(tmp_path: Path) -> No
         ("TAILSPAN_RETENTION_DAYS", "0"),
         ("TAILSPAN_RETENTION_DAYS", "ten"),
         ("TAILSPAN_USERSPACE", "maybe"),
-        ("TAILSPAN_TRUSTED_PEERS", "nginx"),
+        ("TAILSPAN_TRUSTED_PEERS", "172.18.0.300"),
         ("TAILSPAN_URL", "localhost:8100"),
     ],
 )
