@@ -93,8 +93,11 @@ class Ways(SpanExporter):
 
 
 @contextmanager
-def service(name: str, node: Node, ways: Ways, **settings: Any) -> Iterator[int]:
-    """An instrumented app under uvicorn, beside that node's tailscaled, sending by `ways`: its port, if it has one."""
+def service(name: str, node: Node, ways: Ways, socket: Path | None = None, **settings: Any) -> Iterator[int]:
+    """An instrumented app under uvicorn, beside that node's tailscaled, sending by `ways`: its port, if it has one.
+
+    `socket`: where it looks for tailscaled's, if not where it is.
+    """
     app = FastAPI(title=name)
 
     @app.get("/{caller}/{sent}")
@@ -102,7 +105,7 @@ def service(name: str, node: Node, ways: Ways, **settings: Any) -> Iterator[int]
         return f"{caller} {sent}"
 
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("TS_SOCKET", str(node.socket))
+        environment.setenv("TS_SOCKET", str(socket or node.socket))
         instrument(app, exporter=ways)
     with ExitStack() as stack:
         with node.network or nullcontext():  # its thread stays there
