@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
@@ -29,27 +29,34 @@ Log = dict[str, Any]
 
 
 class Server(Engine):
-    """`tailspan serve` where every network of the hub reaches it, with a token. `settings` adds to its own."""
+    """`tailspan serve` with a token, where every network of the hub reaches it, on another `host`, or a unix socket.
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    `settings` adds to its own.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str] | None = None, *, socket: Path | None = None, host: str = HUB
+    ) -> None:
         folder.mkdir()
-        self.url = f"http://{HUB}:{free_port()}"
+        self.url = "http://localhost" if socket else f"http://{host}:{free_port()}"
         super().__init__(
             *(sys.executable, "-m", "tailspan", "serve"),
             log=folder / "serve.log",
             ready=f"{self.url}/healthz",
             headers=BEARER,
+            uds=socket,
             environment={
                 "TAILSPAN_DB": str(folder / "tailspan.duckdb"),
-                "TAILSPAN_LISTEN": self.url.removeprefix("http://"),
+                "TAILSPAN_LISTEN": f"unix:{socket}" if socket else self.url.removeprefix("http://"),
                 "TAILSPAN_ALLOWED_HOSTS": HUB,
                 "TAILSPAN_TOKEN": TOKEN,
-                **settings,
+                **(settings or {}),
             },
         )
 
     def ask(self, path: str, **parameters: str | int) -> Any:
-        with httpx.Client(verify=False, trust_env=False, timeout=30) as client:
+        transport = httpx.HTTPTransport(uds=str(self.uds) if self.uds else None, verify=False)
+        with httpx.Client(transport=transport, trust_env=False, timeout=30) as client:
             answer = client.get(f"{self.url}{path}", params=parameters, headers=BEARER)
         assert answer.status_code == 200, answer.text + self.said()
         return answer.json()

@@ -104,7 +104,7 @@ def lists(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         servers = {}
         for name in SERVERS:
             store, _, source = name.partition("-")
-            servers[name] = Server(folder / name, **stores[store], **sources[source])
+            servers[name] = Server(folder / name, stores[store] | sources[source])
         engines = (collector, *servers.values())
         for engine in engines:
             stack.callback(engine.kill)

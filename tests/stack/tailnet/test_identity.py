@@ -43,7 +43,7 @@ def seen(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         collector = Collector(folder / "collector", influxd, TAILSPAN_COLLECTOR_HTTP=otlp)
         servers = {
             "duckdb": Server(folder / "duckdb"),
-            "influxdb": Server(folder / "influxdb", **influx_settings(influxd)),
+            "influxdb": Server(folder / "influxdb", influx_settings(influxd)),
         }
         engines = (collector, *servers.values())
         for engine in engines:
