@@ -13,6 +13,7 @@ def hub() -> Iterator[Hub]:
     hub = Hub()
     with hub:
         yield hub
+    hub.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import subprocess
+import sys
 from typing import Final, Self
 
 import pytest
@@ -21,6 +22,8 @@ class Network:
     """
 
     def __init__(self) -> None:
+        if sys.platform != "linux":
+            pytest.skip("network namespaces are Linux's")
         self._homes: list[int] = []
         home = _here()
         if LIBC.unshare(NEW_NETWORK):
@@ -52,7 +55,7 @@ class Hub(Network):
 
     def __init__(self) -> None:
         super().__init__()
-        self._plugged = 0
+        self._plugged: list[Network] = []
         with self:
             ip("link add bridge type bridge")
             ip(f"addr add {HUB}/24 dev bridge")
@@ -61,15 +64,21 @@ class Hub(Network):
 
     def plug(self, network: Network) -> Network:
         """Gives it an address of its own: 10.77.0.2 and so on."""
-        self._plugged += 1
-        end = f"plug{self._plugged}"
+        self._plugged.append(network)
+        number = len(self._plugged)
+        end = f"plug{number}"
         with self:
             ip(f"link add {end} type veth peer name eth0 netns /proc/self/fd/{network.inside}", network.inside)
             ip(f"link set {end} master bridge up")
         with network:
-            ip(f"addr add 10.77.0.{self._plugged + 1}/24 dev eth0")
+            ip(f"addr add 10.77.0.{number + 1}/24 dev eth0")
             ip("link set eth0 up")
         return network
+
+    def close(self) -> None:
+        for network in self._plugged:
+            network.close()
+        super().close()
 
 
 def ip(command: str, *files: int) -> None:

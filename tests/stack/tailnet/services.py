@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from tailspan_otel import instrument
+from tailspan_otel import describe, instrument, whois
 
 from tests.otel.receiver import serving
 from tests.stack.engines import ROOT, Engine, Influxd, free_port, program, until
@@ -80,6 +80,12 @@ def influx_settings(influxd: Influxd) -> dict[str, str]:
         "INFLUXDB_V2_BUCKET": influxd.bucket,
         "INFLUXDB_V2_TOKEN": influxd.token,
     }
+
+
+def unhurried(patch: pytest.MonkeyPatch) -> None:
+    """A service waits for tailscaled's word however long that takes: a busy machine is no fault."""
+    patch.setattr(describe, "WAIT_S", 10.0)
+    patch.setattr(whois, "PATIENCE_S", 10.0)
 
 
 class Ways(SpanExporter):

@@ -8,11 +8,11 @@ from typing import Any, Final
 import httpx
 import pytest
 from tailspan_otel import attributes as name
-from tailspan_otel import describe, whois
+from tailspan_otel import whois
 
 from tests.stack.engines import until
 from tests.stack.tailnet.lab import ANYBODY, Node, Person, Tailnet
-from tests.stack.tailnet.services import Server, Ways, service
+from tests.stack.tailnet.services import Server, Ways, service, unhurried
 
 OWNER: Final = Person("ops", "ops@example.com")
 ALICE: Final = Person("alice", "alice@example.com", "Alice Example")
@@ -108,8 +108,7 @@ def watching(name: str, node: Node, server: Server, socket: Path) -> Iterator[Wa
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine is no fault."""
-    monkeypatch.setattr(describe, "WAIT_S", 10.0)
+    unhurried(monkeypatch)
 
 
 @pytest.fixture

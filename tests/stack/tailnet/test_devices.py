@@ -233,15 +233,3 @@ def test_the_stand_in_for_headscale_answers_like_the_real_one(lists: Lists) -> N
                 found = client.get("/api/v1/node", headers={"Authorization": f"Bearer {key}"})
                 assert (found.status_code, found.headers["Content-Type"]) == (200, "application/json")
                 assert all(set(node) == NODE and set(node["user"]) == USER for node in found.json()["nodes"])
-
-
-def test_while_headscale_is_away_answers_say_so_and_still_know_the_devices(lists: Lists) -> None:
-    lists.tailnet.headscale.kill()
-    server = lists.servers["influxdb-headscale"]
-
-    def state() -> str:
-        [source] = [one for one in server.ask("/healthz")["sources"] if one["name"] == "tailnet headscale"]
-        return str(source["state"])
-
-    until(lambda: state() == "unreachable", "not told", server.said)
-    assert server.ask("/analytics/tailnet/devices")["summary"]["devices"] == len(OWNERS)

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
-from tailspan_otel import describe
 
 from tests.stack.engines import Collector, Influxd, free_port, until
 from tests.stack.tailnet import matrix
 from tests.stack.tailnet.lab import Node, Tailnet, get, need_tun
 from tests.stack.tailnet.matrix import CALLERS, DOORS, FORGERIES, FORGERS, REWRITING, SET_UPS, TUN, Known
 from tests.stack.tailnet.network import HUB
-from tests.stack.tailnet.services import Log, Nginx, Server, Ways, influx_settings, service
+from tests.stack.tailnet.services import Log, Nginx, Server, Ways, influx_settings, service, unhurried
 
 ASKED: Final = [  # by whom, what is made up, with which headers
     *((caller, "honest", ()) for caller in CALLERS),
@@ -53,7 +52,7 @@ def seen(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         for engine in engines:
             until(engine.answers, f"{engine.command[0]} does not answer", engine.said)
         with ExitStack() as services, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(describe, "WAIT_S", 10.0)  # a busy machine is no fault
+            unhurried(patch)
             doors = open_doors(services, tailnet, folder, servers["duckdb"].url, f"http://{otlp}")
             tailnet.settle()
             ask(tailnet, doors, stack)
