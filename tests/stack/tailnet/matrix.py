@@ -79,7 +79,14 @@ LOGIN: Final = ("Tailscale-User-Login", "ceo@example.com")
 FORGERIES: Final = {
     "login": Forgery("`Tailscale-User-Login`", (LOGIN, ("Tailscale-Headers-Info", "https://example.com"))),
     "underscores": Forgery("`Tailscale_User_Login`", (("Tailscale_User_Login", "ceo@example.com"),)),
-    "nginx-auth": Forgery("`Tailscale-User`, as nginx-auth says it", (("Tailscale-User", "ceo@example.com"),)),
+    "nginx-auth": Forgery(
+        "what nginx-auth says",
+        (
+            ("Tailscale-User", "ceo@example.com"),
+            ("X-Webauth-User", "ceo@example.com"),
+            ("X-Webauth-Login", "ceo"),
+        ),
+    ),
     "funnel": Forgery("`Tailscale-Funnel-Request`", (("Tailscale-Funnel-Request", "?1"),)),
     "address": Forgery("another's `X-Forwarded-For`", (("X-Forwarded-For", "{alice}"),)),
     "real-ip": Forgery("another's `X-Real-IP`", (("X-Real-IP", "{alice}"),)),
@@ -99,7 +106,6 @@ class Outcome(NamedTuple):
     alices: str | None = None  # how it is known that it was her, which it was not
 
 
-SEEN_THROUGH: Final = Outcome("contradicted")
 PAST_SERVE: Final = dict.fromkeys(("login", "nginx-auth", "funnel", "address", "real-ip", "both"), Outcome("bypass"))
 WITH_SERVE: Final = {"nginx-auth": Outcome("contradicted", source="whois")}  # all that Serve lets pass
 OUTCOMES: Final[dict[str, dict[str, Outcome]]] = {

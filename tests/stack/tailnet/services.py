@@ -15,6 +15,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from tailspan_otel import describe, instrument, whois
+from tailspan_otel.export import TIMEOUT_S
 
 from tests.otel.receiver import serving
 from tests.stack.engines import ROOT, Engine, Influxd, free_port, program, until
@@ -93,7 +94,9 @@ class Ways(SpanExporter):
 
     def __init__(self, *endpoints: str) -> None:
         self.sent: list[ReadableSpan] = []
-        self._ways = [OTLPSpanExporter(f"{endpoint}/v1/traces", headers=BEARER) for endpoint in endpoints]
+        self._ways = [
+            OTLPSpanExporter(f"{endpoint}/v1/traces", headers=BEARER, timeout=TIMEOUT_S) for endpoint in endpoints
+        ]
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.sent += spans
@@ -160,7 +163,7 @@ http {{
 
 
 def _site(address: str, port: int, app: int, blank: bool) -> str:
-    recommended = re.findall(r'^ +(proxy_set_header Tailscale-\S+ "";)$', SNIPPET.read_text("utf-8"), re.M)
+    recommended = re.findall(r'^ +(proxy_set_header \S+ "";)$', SNIPPET.read_text("utf-8"), re.M)
     headers = " ".join(recommended) if blank else ""
     forwarded = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
     location = f"location / {{ proxy_pass http://127.0.0.1:{app}; {forwarded} {headers} }}"
