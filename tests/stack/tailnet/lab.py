@@ -6,7 +6,7 @@ import signal
 import subprocess
 from collections.abc import Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
@@ -186,14 +186,22 @@ class Node(Engine):
             return get(connection, host, path, headers)
 
     def connect(self, to: str, port: int) -> HTTPConnection:
-        """From this device."""
+        """From this device; tried again where the way to the other one is lost, as happens to a busy machine."""
+        found: HTTPConnection = until(partial(self._connection, to, port), f"{to}:{port} is not reached", self.said)
+        return found
+
+    def _connection(self, to: str, port: int) -> HTTPConnection | None:
         if self.network:
             connection = HTTPConnection(to, port, timeout=PATIENCE_S)
-            with self.network:
-                connection.connect()
         else:
             connection = HTTPConnection("127.0.0.1", self._proxy, timeout=PATIENCE_S)
             connection.set_tunnel(to, port)
+        try:
+            with self.network or nullcontext():
+                connection.connect()
+        except OSError:
+            connection.close()
+            return None
         return connection
 
 
