@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import anyio
@@ -13,10 +14,13 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.types import ASGIApp
 
-from tailspan_mcp.settings import Settings
+from tailspan_mcp.declared import SettingError
+from tailspan_mcp.settings import Settings, read_tables
 from tailspan_mcp.tools import analytics, question, service, tailnet
 from tailspan_mcp.upstream import Upstream
 from tailspan_mcp.words import Words
+
+log = logging.getLogger("tailspan")
 
 Part = Literal["analytics", "tailnet", "service"]
 INSTRUCTIONS: Final = (
@@ -60,11 +64,17 @@ def create_server(
 
 
 @asynccontextmanager
-async def mounted(settings: Settings, answers: ASGIApp) -> AsyncIterator[ASGIApp]:
+async def mounted(answers: ASGIApp, file: Path | None = None) -> AsyncIterator[ASGIApp]:
     """The server over streamable HTTP, without sessions, for whoever checks callers, Host and Origin itself.
 
-    `answers` is the app with tailspan's endpoints, which is called in process.
+    `answers` is the app with tailspan's endpoints, which is called in process; `file` the settings. What is wrong with
+    these is logged: then there are no tools of services.
     """
+    try:
+        settings = read_tables(file) if file else Settings()
+    except SettingError as problem:
+        log.warning("The MCP server has no tools of services: %s", problem)
+        settings = Settings()
     transport = httpx2.ASGITransport(app=answers, raise_app_exceptions=False)
     root, already = logging.getLogger(), logging.NullHandler()
     root.addHandler(already)  # without one the SDK sets up the logging of the whole process, which is its owner's

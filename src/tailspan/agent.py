@@ -1,10 +1,13 @@
 """The MCP server at /analytics/mcp, where it is installed (`tailspan[mcp]`). It calls the answers in this process."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,38 +22,39 @@ log = logging.getLogger("tailspan")
 
 
 class Agent:
-    """An ASGI app, for whom its caller lets in; it answers while `run` is open, as often as that may be."""
+    """An ASGI app, for whom its caller lets in; it answers while `run` is open, as often as that may be.
+
+    It begins with its first caller: the protocol's library takes 28 MB, which only those who use it should spend.
+    """
 
     def __init__(self, settings: Settings, of: Sources, clock: Callable[[], datetime]) -> None:
         self._settings = settings
         self._answers = FastAPI(openapi_url=None, exception_handlers=HANDLERS)  # type: ignore[arg-type]  # as in create_app
         self._answers.include_router(analytics(of, clock))
-        self._app: ASGIApp = missing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+        if find_spec("tailspan_mcp") is None:
+            fix = "Run: pip install 'tailspan[mcp]', and start again."
+            error = NotInstalledError("The MCP server is not installed.", fix=fix)
+            return await refusal(error, scope)(scope, receive, send)
+        self._wanted.set()
+        await (await self._app)(scope, receive, send)
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        if find_spec("tailspan_mcp") is None:
-            yield
-            return
-        from tailspan_mcp.declared import SettingError
-        from tailspan_mcp.server import mounted
-        from tailspan_mcp.settings import Settings as Given
-        from tailspan_mcp.settings import read_tables
+        self._wanted = asyncio.Event()
+        self._app: asyncio.Future[ASGIApp] = asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(self._serve())
+        yield
+        serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
 
-        try:
-            given = read_tables(self._settings.settings) if self._settings.settings else Given()
-        except SettingError as problem:  # what is wrong with tools must not keep the server from answering
-            log.warning("The MCP server has no tools of services: %s", problem)
-            given = Given()
-        async with mounted(given, self._answers) as self._app:
-            yield
-
-
-async def missing(scope: Scope, receive: Receive, send: Send) -> None:
-    error = NotInstalledError(
-        "The MCP server is not installed.", fix="Run: pip install 'tailspan[mcp]', and start again."
-    )
-    await refusal(error, scope)(scope, receive, send)
+    async def _serve(self) -> None:
+        await self._wanted.wait()
+        module: Any = await asyncio.to_thread(
+            import_module, "tailspan_mcp.server"
+        )  # a second, in which others are served
+        async with module.mounted(self._answers, self._settings.settings) as app:
+            self._app.set_result(app)
+            await asyncio.Event().wait()

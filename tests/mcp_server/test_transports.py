@@ -1,13 +1,21 @@
 """The same tools in memory, over stdio and over HTTP, by the SDK's own client."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 from mcp import Client, StdioServerParameters
+from starlette.testclient import TestClient
+from tailspan_otel import instrument
 
+import tailspan
+from tailspan.config import Settings
 from tests.mcp_server.conftest import Serving, Tailspan, ask, refused, since_now
+from tests.mcp_server.factory import running
 from tests.server.spans import export, span
 from tests.stack.engines import until
 
@@ -39,51 +47,93 @@ async def test_in_memory_every_tool_only_reads_and_has_a_schema(tailspan: Tailsp
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_over_stdio_a_client_that_starts_it_is_answered(serve: Serving, mode: Any) -> None:
-    tailspan = serve()
-    visit(tailspan.url)
-    async with Client(stdio("--only", "analytics", TAILSPAN_URL=tailspan.url), mode=mode) as client:
+    served = serve()
+    visit(served.url)
+    async with Client(stdio("--only", "analytics", TAILSPAN_URL=served.url), mode=mode) as client:
         assert [tool.name for tool in (await client.list_tools()).tools] == ANALYTICS
         assert (await ask(client, "get_active_users")).text == "1 active: ana@example.com (ana-laptop) on /dashboard."
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_over_http_it_is_beside_the_endpoints(serve: Serving, mode: Any) -> None:
-    tailspan = serve()
-    visit(tailspan.url)
-    async with Client(f"{tailspan.url}/analytics/mcp", mode=mode) as client:
+    served = serve()
+    visit(served.url)
+    async with Client(f"{served.url}/analytics/mcp", mode=mode) as client:
         assert [tool.name for tool in (await client.list_tools()).tools][:4] == ANALYTICS
         assert (await ask(client, "get_active_users")).text == "1 active: ana@example.com (ana-laptop) on /dashboard."
 
 
 async def test_over_stdio_a_server_that_goes_away_is_told_and_found_again(serve: Serving) -> None:
-    tailspan = serve()
-    visit(tailspan.url)
-    async with Client(stdio(TAILSPAN_URL=tailspan.url)) as client:
+    served = serve()
+    visit(served.url)
+    async with Client(stdio(TAILSPAN_URL=served.url)) as client:
         assert (await ask(client, "get_active_users")).data["total_active"] == 1
-        tailspan.program.end()
+        served.program.end()
         said = await refused(client, "get_active_users")
-        assert f"tailspan cannot be asked at {tailspan.url}" in said and "tailspan serve" in said
-        serve(port=int(tailspan.url.rpartition(":")[2]))
+        assert f"tailspan cannot be asked at {served.url}" in said and "tailspan serve" in said
+        serve(port=int(served.url.rpartition(":")[2]))
         assert (await ask(client, "get_active_users")).data["total_active"] == 1
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_over_http_a_client_goes_on_with_a_server_that_was_started_again(serve: Serving, mode: Any) -> None:
-    tailspan = serve()
-    visit(tailspan.url)
-    async with Client(f"{tailspan.url}/analytics/mcp", mode=mode) as client:
+    served = serve()
+    visit(served.url)
+    async with Client(f"{served.url}/analytics/mcp", mode=mode) as client:
         assert (await ask(client, "get_active_users")).data["total_active"] == 1
-        tailspan.program.end()
-        serve(port=int(tailspan.url.rpartition(":")[2]))
+        served.program.end()
+        serve(port=int(served.url.rpartition(":")[2]))
         assert (await ask(client, "get_active_users")).data["total_active"] == 1
 
 
 async def test_a_call_is_a_span_of_its_caller_apart_from_what_people_do(serve: Serving) -> None:
-    tailspan = serve()
-    visit(tailspan.url)
-    async with Client(f"{tailspan.url}/analytics/mcp") as client:
+    served = serve()
+    visit(served.url)
+    async with Client(f"{served.url}/analytics/mcp") as client:
         await ask(client, "get_active_users")
-    rows = until(lambda: logs(tailspan.url, traffic="agent")["logs"], "the call is not recorded")
+    rows = until(lambda: logs(served.url, traffic="agent")["logs"], "the call is not recorded")
     assert {(row["service"], row["endpoint"], row["method"], row["caller"]) for row in rows} == {
         ("tailspan", "/analytics/mcp", "POST", "local")
     }
+
+
+async def test_in_a_fastapi_app_of_ones_own_it_is_beside_the_routers_endpoints(tmp_path: Path) -> None:
+    app = FastAPI(title="dashboard")
+    analytics = tailspan.router(Settings(db=tmp_path / "t.duckdb"))
+    app.include_router(analytics)
+    app.get("/dashboard", response_class=HTMLResponse)(lambda: "hello")
+    instrument(app, exporter=analytics.exporter)
+    with running(app) as url:
+        page = {"Tailscale-User-Login": "ana@example.com", "X-Forwarded-For": "100.64.0.7"}
+        assert httpx.get(f"{url}/dashboard", headers=page).status_code == 200
+        until(lambda: logs(url)["logs"], "the page is not recorded")
+        async with Client(f"{url}/analytics/mcp") as client:
+            assert (await ask(client, "get_active_users")).text == "1 active: ana@example.com on /dashboard."
+        refusal = httpx.post(f"{url}/analytics/mcp", json={}, headers={"X-Forwarded-For": "100.64.0.9"})
+        assert (refusal.status_code, refusal.json()["error"]["code"]) == (401, "token_needed")
+
+
+async def test_tools_that_are_declared_wrongly_keep_nothing_else_from_answering(serve: Serving, tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text("[services.factory]\nurl = 'nowhere'")
+    served = serve(TAILSPAN_SETTINGS=str(tmp_path / "settings.toml"))
+    visit(served.url)
+    async with Client(f"{served.url}/analytics/mcp") as client:
+        assert (await ask(client, "get_active_users")).data["total_active"] == 1
+    code, _, complaints = served.program.end()
+    assert code == 0 and "services.factory.url is 'nowhere'" in " ".join(complaints.split())
+
+
+def test_where_it_is_not_installed_that_is_what_it_says(tailspan: Tailspan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailspan.agent.find_spec", lambda name: None)
+    with TestClient(tailspan.app, "http://127.0.0.1:8100", client=("127.0.0.1", 5)) as client:
+        answer = client.post("/analytics/mcp", json={})
+    assert (answer.status_code, answer.json()) == (
+        501,
+        {
+            "error": {
+                "code": "not_installed",
+                "message": "The MCP server is not installed.",
+                "fix": "Run: pip install 'tailspan[mcp]', and start again.",
+            }
+        },
+    )
