@@ -4,8 +4,9 @@ RUN python -m venv /opt/tailspan && pip install --no-cache-dir uv
 WORKDIR /build
 COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY otel otel
+COPY mcp-server mcp-server
 COPY src src
-RUN uv pip install --no-cache --python /opt/tailspan/bin/python --constraint requirements.lock ./otel .
+RUN uv pip install --no-cache --python /opt/tailspan/bin/python --constraint requirements.lock ./otel ./mcp-server .
 
 FROM python:3.11-slim
 COPY --from=build /opt/tailspan /opt/tailspan

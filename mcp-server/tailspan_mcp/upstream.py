@@ -126,7 +126,7 @@ def _detail(found: Any, content: bytes) -> str:
     if isinstance(error, list):
         error = "; ".join(_mistake(one) for one in error)
     text = " ".join(str(error or content.decode(errors="replace")).split()) or "nothing more"
-    return text[:300] + "…" if len(text) > 300 else text if text.endswith(".") else f"{text}."
+    return text[:300] + "…" if len(text) > 300 else text if text[-1] in ".?!" else f"{text}."
 
 
 def _mistake(one: Any) -> str:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -38,23 +38,26 @@ class Agent:
             error = NotInstalledError("The MCP server is not installed.", fix=fix)
             return await refusal(error, scope)(scope, receive, send)
         self._wanted.set()
-        await (await self._app)(scope, receive, send)
+        await asyncio.wait((self._app, self._serving), return_when=asyncio.FIRST_COMPLETED)
+        app = self._app.result() if self._app.done() else self._serving.result()  # which raises why it did not begin
+        await app(scope, receive, send)
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         self._wanted = asyncio.Event()
         self._app: asyncio.Future[ASGIApp] = asyncio.get_running_loop().create_future()
-        serving = asyncio.create_task(self._serve())
+        self._serving = asyncio.create_task(self._serve())
         yield
-        serving.cancel()
+        self._serving.cancel()
         with suppress(asyncio.CancelledError):
-            await serving
+            await self._serving
 
-    async def _serve(self) -> None:
+    async def _serve(self) -> NoReturn:
         await self._wanted.wait()
         module: Any = await asyncio.to_thread(
             import_module, "tailspan_mcp.server"
         )  # a second, in which others are served
         async with module.mounted(self._answers, self._settings.settings) as app:
             self._app.set_result(app)
-            await asyncio.Event().wait()
+            while True:  # until it is cancelled
+                await asyncio.Event().wait()

@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 import pytest
+from fastapi import FastAPI
 
 from tests.mcp_server.conftest import Tailspan, ask, refused
 from tests.server.spans import ANA, LEO, beat, span
@@ -161,7 +162,15 @@ async def test_what_is_wrong_with_a_source_is_a_stated_gap(tailspan: Tailspan) -
 
 async def test_a_wrong_argument_is_named_with_its_rule(tailspan: Tailspan) -> None:
     async with tailspan.client() as client:
-        assert "'request' is no metric. A metric is one of: requests, accesses" in await refused(
-            client, "query_usage", metrics=["request"]
-        )
+        said = await refused(client, "query_usage", metrics=["request"])
+        assert "'request' is no metric. A metric is one of: requests, accesses" in said
+        assert said.endswith("Did you mean 'requests'?")
         assert "less than or equal to 30" in await refused(client, "get_usage_stats", days=31)
+
+
+async def test_a_server_of_another_version_is_told(tailspan: Tailspan) -> None:
+    other = FastAPI()
+    other.get("/analytics/active")(lambda: {"active_users": [], "sources": [{"state": "ok"}]})
+    tailspan.app = other
+    async with tailspan.client() as client:
+        assert "tailspan and tailspan-mcp are of different versions" in await refused(client, "get_active_users")

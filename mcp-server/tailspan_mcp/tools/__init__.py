@@ -1,8 +1,10 @@
 """Where tools come from, a file a source. Here is what they share: each only reads."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, Final
 
+from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import ToolAnnotations
 
@@ -13,10 +15,23 @@ EMPTY: Final[tuple[tuple[str, Any], ...]] = (("default", None), ("default", []),
 
 def reading(function: Callable[..., Any], name: str | None = None, description: str | None = None) -> Tool:
     """The tool that a function is: its name, its docstring and its parameters, unless said otherwise."""
-    tool = Tool.from_function(function, name=name, description=description, annotations=READ_ONLY)
+    tool = Tool.from_function(_of_this_version(function), name=name, description=description, annotations=READ_ONLY)
     text = " ".join(tool.description.split())
     tool.fn_metadata.output_schema = _untitled(tool.fn_metadata.output_schema)
     return tool.model_copy(update={"parameters": _arguments(_untitled(tool.parameters)), "description": text})
+
+
+def _of_this_version(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    async def answering(**arguments: Any) -> Any:
+        try:
+            return await function(**arguments)
+        except KeyError as problem:
+            raise ToolError(
+                f"The answer has no {problem}: tailspan and tailspan-mcp are of different versions. Update one."
+            ) from problem
+
+    return answering
 
 
 def _untitled(schema: Any) -> Any:

@@ -35,11 +35,11 @@ def tools(server: Upstream, words: Words) -> list[Tool]:
     ) -> CallToolResult:
         """Any other question. Metrics of an aggregate: requests, accesses, deliberate_calls, people, devices, errors,
         error_rate, mean_ms, p50_ms, p95_ms, p99_ms, max_ms, sessions, session_time_s, views, visible_ms, last_seen,
-        first_seen. Dimensions (at most 3): person, device, service, environment, route, endpoint, feature, page, card,
-        variant, method, status, status_class, traffic (page, api, poll, asset, health, internal, agent), caller
-        (person, shared, tagged, funnel, local, unknown), identity_source, source, hour_of_day, weekday (1 Monday),
-        hour, day. Filters: the same without person and times, and user (login), kind (request, view). `rows` lists
-        requests, `sessions` sessions, newest first. 7 days by default."""
+        first_seen. Dimensions (at most 3): person, device, address, service, environment, route, endpoint, feature,
+        page, card, variant, method, status, status_class, traffic (page, api, poll, asset, health, internal, agent),
+        caller (person, shared, tagged, funnel, local, unknown), identity_source, source, hour_of_day, weekday
+        (1 Monday), hour, day. Filters: the same without person and times, and user (login), kind (request, view).
+        `rows` lists requests, `sessions` sessions, newest first. 7 days by default."""
         asked: dict[str, Any] = {"metrics": metrics, "dimensions": dimensions, "order": order, "ask": ask}
         asked |= {"filters": filters, "without": without, "days": days, "start": start, "end": end, "limit": limit}
         given = {key: value for key, value in asked.items() if value not in (None, [], {})}

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 import uvicorn
 from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, Field
 from tailspan_otel import instrument
 
 TITLE: Final = "factory"
@@ -97,6 +98,24 @@ def weather() -> dict[str, float]:
 def weekly_forecast() -> dict[str, Any]:
     week = hours(datetime.now(UTC), 168)
     return {"predictions": [{"timestamp": hour, "price": price(hour)} for hour in week]}
+
+
+class Conditions(BaseModel):
+    price_eur_kwh: Annotated[float, Field(ge=0)]
+    temperature: float
+    humidity: Annotated[float, Field(ge=0, le=100)]
+
+
+@routes.post("/predict/production-recommendation", summary="Production recommendation")
+def recommendation(conditions: Conditions) -> dict[str, Any]:
+    levels = {"Optimal": 0.12, "Moderate": 0.16, "Reduced": 0.2}
+    level = next((name for name, most in levels.items() if conditions.price_eur_kwh <= most), "Halt")
+    return {"recommendation": level, "conditions": conditions}
+
+
+@routes.get("/analysis/siar-summary", summary="Weather and production since 2000")
+def siar() -> dict[str, Any]:
+    return {"correlations": {"temp": 0.049}, "thresholds": {"p90": 28.8}}
 
 
 @routes.post("/optimize/production/daily", summary="Daily optimisation")
