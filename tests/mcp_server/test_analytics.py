@@ -160,6 +160,22 @@ async def test_what_is_wrong_with_a_source_is_a_stated_gap(tailspan: Tailspan) -
     ]
 
 
+async def test_a_service_that_nobody_ever_heard_of_is_an_error_and_no_zeros(tailspan: Tailspan) -> None:
+    tailspan.send(span(1, ago=60))
+    async with tailspan.client() as client:
+        for tool in ("get_active_users", "get_usage_stats", "get_system_performance"):
+            said = await refused(client, tool, service="dashbord")
+            assert said.endswith("no service 'dashbord' was ever heard of. There is: dashboard.")
+
+
+async def test_a_window_in_which_nothing_came_says_so(tailspan: Tailspan) -> None:
+    tailspan.send(span(1, ago=86400 * 9))
+    async with tailspan.client() as client:
+        told = await ask(client, "get_usage_stats")
+    assert told.text == "Nobody used it in the last 7 days."
+    assert told.data["gaps"] == ["no request at all came in this window: the newest is of 2026-02-20T12:00:00.000Z"]
+
+
 async def test_a_wrong_argument_is_named_with_its_rule(tailspan: Tailspan) -> None:
     async with tailspan.client() as client:
         said = await refused(client, "query_usage", metrics=["request"])

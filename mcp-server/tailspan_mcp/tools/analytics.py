@@ -39,7 +39,7 @@ class Analytics:
     async def get_active_users(self, service: Service = None) -> Annotated[CallToolResult, ActiveUsers]:
         """Who is using the services now (last 5 minutes): person, device, page."""
         found = await self.server.get("/analytics/active", service=service)
-        content = about(found)
+        content = about(found, service)
         users, total = found["active_users"], found["total_active"]
         shown = [
             {key: user[key] for key in ("email", "device", "last_seen", "current_page", "service")} for user in users
@@ -51,7 +51,7 @@ class Analytics:
     async def get_usage_stats(self, days: Days = 7, service: Service = None) -> Annotated[CallToolResult, UsageStats]:
         """How much people used the services: sessions, people, features, accesses by day."""
         found = await self.server.get("/analytics/dashboard-usage", days=days, service=service)
-        content, summary = about(found), found["summary"]
+        content, summary = about(found, service), found["summary"]
         features = [self.words("uses", feature=one["feature"], count=one["uses"]) for one in found["top_features"]]
         people = [{"user": user["user"], "sessions": user["sessions"]} for user in found["user_sessions"]]
         text = _usage(self.words, summary, features, people)
@@ -78,7 +78,7 @@ class Analytics:
     async def get_system_performance(self, service: Service = None) -> Annotated[CallToolResult, SystemPerformance]:
         """Uptime, response times and errors of 7 days; for the slowest endpoints p95, usual p95, and whom it hurt."""
         found = await self.server.get("/analytics/system-health-history", days=7, service=service)
-        content = about(found)
+        content = about(found, service)
         slow = await _slow(self.server, found, service)
         return answer(
             _performance(self.words, found, slow),
