@@ -1,6 +1,5 @@
 """Tools of a service, declared in the settings file: what it answers, and what they say where it does not."""
 
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -138,9 +137,7 @@ async def test_the_ten_tools_answer_what_the_service_does(factory: Factory, url:
     async with the_ten(tmp_path, url) as client:
         assert [tool.name for tool in (await client.list_tools()).tools] == list(TEN)
         for name, (arguments, text, data) in TEN.items():
-            began = time.monotonic()
-            assert await ask(client, name, **arguments) == Told(text, data)
-            assert time.monotonic() - began < 2
+            assert await ask(client, name, **arguments) == Told(text, data)  # within 2 s, or it is an error
     [agent] = factory.user_agents
     assert agent.startswith("tailspan-mcp/")
 
