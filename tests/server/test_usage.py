@@ -142,6 +142,8 @@ def test_a_broken_settings_file_is_told_and_the_last_good_content_holds(serving:
     [
         ("zone = 1", "line 1: zone is 1. It is an IANA name"),
         ("\nzone = 'Madrid'", "line 2: zone is 'Madrid'. It is an IANA name"),
+        ("language = 'fr'", "line 1: language is 'fr'. It is one of: en, es."),
+        ("services = 1", "line 1: services is 1. It is a table: [services]."),
         ("polls = '/status'", "line 1: polls is '/status'. It is a list of endpoints"),
         ("[features]\nrotes = {}", "line 2: rotes is {}. An entry here is one of: routes, pages, cards."),
         ("[pages]\n'/a' = 7", "line 2: /a is 7. Each entry of [pages] is a text that is not empty."),
