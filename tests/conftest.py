@@ -7,15 +7,25 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import pytest
 from hypothesis import settings
 
 DEADLINE_S: Final = 120.0
+NOWHERE: Final = Path("/nowhere/tailscaled.sock")
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault
 settings.load_profile("unhurried")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_tailnet_of_this_machine() -> Iterator[None]:
+    """Whom a developer's own tailscaled knows is none of the tests' business."""
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr("tailspan.config.TAILSCALED", NOWHERE)
+        yield
 
 
 class Program:
@@ -26,7 +36,7 @@ class Program:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", *map(str, command)],
-            env=environment | settings,
+            env=environment | {"TS_SOCKET": str(NOWHERE)} | settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -16,6 +16,7 @@ from tailspan_otel.peers import peer_of
 from tailspan.errors import SettingError
 
 LISTEN: Final = "127.0.0.1:8100"
+TAILSCALED: Final = Path("/var/run/tailscale/tailscaled.sock")
 TOKEN_LENGTH: Final = 16
 
 log = logging.getLogger("tailspan")
@@ -63,7 +64,7 @@ class Settings:
     settings: Path | None = None  # the TOML file of features, pages, cards, polls and checkers: docs/settings.md
     userspace: bool | None = None  # tailscaled runs without a TUN device; None: ask it
     url: str = ""  # where the commands find the server: a URL or "unix:/path"; else where it listens
-    ts_socket: Path = Path("/var/run/tailscale/tailscaled.sock")  # TS_SOCKET: tailscaled's own
+    ts_socket: Path = field(default_factory=lambda: TAILSCALED)  # TS_SOCKET: tailscaled's own
     nginx_log: tuple[str, ...] = ()  # logs that the server reads by itself: paths or patterns, comma separated
     nginx_service: str = "nginx"  # whose requests they have: service.name, as the service calls itself
     nginx_format: str | None = None  # a name or a log_format string; None: by the first lines

@@ -33,8 +33,7 @@ def serving(database: Path) -> Serving:
         **settings: Any,
     ) -> Iterator[TestClient]:
         store = DuckDB(database)
-        known = {"db": database, "ts_socket": Path("/nowhere"), **settings}
-        app = create_app(Settings(**known), store, now if callable(now) else lambda: now)
+        app = create_app(Settings(db=database, **settings), store, now if callable(now) else lambda: now)
         try:
             caller: Any = peer  # over a unix socket there is none, which TestClient's type leaves out
             with TestClient(app, "http://127.0.0.1:8100", raise_server_exceptions=False, client=caller) as client:
