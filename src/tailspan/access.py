@@ -142,10 +142,12 @@ class Guard:
         if caller.kind == "funnel":
             return Person(None, (), "funnel")
         device = self._holder(caller.client) if caller.tailnet and caller.client else None
+        if caller.login:
+            known = device is not None and device.login == caller.login
+            if not known and (device is not None or caller.source == "nginx_auth"):
+                return None  # some proxy passed on what the caller wrote himself
+            return Person(caller.login, (), device.kind if device and known else "unknown")
         if device is None:
-            by_serve = caller.login and caller.source == "serve_header"
-            return Person(caller.login, (), "unknown") if by_serve else None
-        if caller.login not in (None, device.login):  # then the caller wrote it, and a proxy passed it on
             return None
         return Person(device.login, tuple(device.tags.split(",")) if device.tags else (), device.kind)
 
