@@ -14,13 +14,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tailspan.delivery import LINES_PATH, Answer, Place, delivery
 from tailspan.errors import UnsentError
 from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Lines, Log, Tally
 from tailspan.ingest.nginx import Format
 from tailspan.logfiles import STDIN, LogFile, hear, in_order, is_as_read, look, opened, pieces
-from tailspan.respond import LINES_PATH
-from tailspan.witness import Answer, Place, delivery
 
 AGAIN: Final = (429, 502, 503, 504)
 PATIENCE_S: Final = 60.0

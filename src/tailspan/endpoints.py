@@ -11,6 +11,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from tailspan import reports
+from tailspan.delivery import LINES_PATH, Place
+from tailspan.delivery import Answer as LinesAnswer
 from tailspan.errors import DeliveryError, QuestionError, Trouble
 from tailspan.inbox import Counts, Inbox
 from tailspan.reports import Sources
@@ -24,9 +26,8 @@ from tailspan.reports.query import Answer, Asked, answer, as_csv, asked_by, docu
 from tailspan.reports.system_health import SystemHealth, SystemHealthParams, system_health
 from tailspan.reports.tailnet_status import TailnetStatus, tailnet_status
 from tailspan.reports.who_is import WhoIs, WhoIsParams, who_is
-from tailspan.respond import ANALYTICS_OTLP_PATH, LINES_PATH, OTLP_PATH, Answering
-from tailspan.witness import Answer as LinesAnswer
-from tailspan.witness import Place, Witness
+from tailspan.respond import ANALYTICS_OTLP_PATH, OTLP_PATH, Answering
+from tailspan.witness import Witness
 
 REFUSAL: dict[int | str, dict[str, Any]] = {
     422: {

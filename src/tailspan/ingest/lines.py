@@ -93,6 +93,7 @@ class Log:
         self._resolution_ns = 0 if form.time == "msec" else SECOND
         self._asked, self._told = ([name for name in of if name in place] for of in (ASKED, TOLD))
         self._what = itemgetter(*(place[name] for name in self._asked))
+        self._one = self._asked == ["request"]
         self._rest = itemgetter(*(place[name] for name in self._told))
         self._refers = "http_referer" in place  # it is the first then
         self._place = place[form.time], place.get("request_time"), place.get("request_id")
@@ -146,7 +147,11 @@ class Log:
         if not 0 < at_ns <= self._latest_ns:
             self.tally.drop(FUTURE if at_ns > 0 else NO_TIME, found[0])
             return None
-        what = self._paths.get(key := self._what(found)) or self._ask(key)
+        key = self._what(found)
+        if self._one and b"?" in key:  # the query would make every line another
+            head, _, rest = key.partition(b"?")
+            key = head + b" " + rest.rpartition(b" ")[2]
+        what = self._paths.get(key) or self._ask(key)
         if what is None:
             self.tally.drop(NO_REQUEST, found[0])
             return None
