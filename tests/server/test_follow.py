@@ -21,7 +21,6 @@ from tests.conftest import Launch
 from tests.server.logs import combined, identified
 from tests.server.spans import ANA, NOW, NOW_NS, export, span
 
-
 CLIENT: Final = httpx.Client(trust_env=False, timeout=60)
 
 
