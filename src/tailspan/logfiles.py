@@ -77,11 +77,13 @@ def unreadable(path: str, problem: OSError) -> LogError:
 
 
 def _may_read(path: Path) -> str:
-    blocked = next((parent for parent in reversed(path.parents) if not os.access(parent, os.X_OK)), path)
+    blocked = next(
+        (parent for parent in reversed(path.parents) if not os.access(parent, os.X_OK, effective_ids=True)), path
+    )
     owner = ""
     try:
         stat = blocked.stat()
-        owner = f"It belongs to uid {stat.st_uid}, group {stat.st_gid}; this is uid {os.getuid()}. "
+        owner = f"It belongs to uid {stat.st_uid}, group {stat.st_gid}; this is uid {os.geteuid()}. "
     except OSError:
         pass
     right = "rx" if blocked != path else "r"
@@ -90,9 +92,9 @@ def _may_read(path: Path) -> str:
 
 def _name() -> str:
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
+        return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
-        return str(os.getuid())
+        return str(os.geteuid())
 
 
 def look(path: str, formats: Iterable[Format], zone: str) -> LogFile | None:

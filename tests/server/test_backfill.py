@@ -1,6 +1,8 @@
 """A log as the second witness: each request is there once, whoever tells of it, and whatever is read how often."""
 
 import gzip
+import os
+import re
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from tailspan.errors import LogError
+from tailspan.ingest.nginx import chosen
+from tailspan.logfiles import look
 from tests.server.conftest import Serving
 from tests.server.logs import SIDECAR, combined, counts, identified, read, written
 from tests.server.spans import ANA, NOW, export, span
@@ -311,3 +315,28 @@ def test_coverage_of_a_log_without_ids_goes_by_its_pairs(client: TestClient, tmp
     read(client, path)
     [service] = client.get("/analytics/coverage").json()["services"]
     assert (service["requests"], service["live"], service["gaps"]) == (2, 1, [])
+
+
+def test_the_sidecars_own_address_is_health_once_it_is_declared(serving: Serving, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.toml"
+    with serving(now=THEN, settings=settings) as client:
+        settings.write_text("")
+        read(client, str(SIDECAR), now=THEN)
+        assert len(logs(client, traffic="page")) == 1
+        settings.write_text('[[checkers]]\naddress = "100.64.1.2"\n')
+        assert {log["traffic"] for log in logs(client)} == {"health", "internal"}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become somebody else")
+def test_a_log_of_another_user_says_who_may_be_let_in_and_how(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.log", combined())
+    Path(path).chmod(0o600)
+    closed = next(parent for parent in reversed(Path(path).parents) if not parent.stat().st_mode & 0o001)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(LogError) as refused:
+            look(path, chosen(None), "UTC")
+    finally:
+        os.seteuid(0)
+    told = r"a\.log cannot be read: Permission denied\. .*Allow it: sudo setfacl -m u:\w+:rx "
+    assert re.search(told + re.escape(str(closed)), str(refused.value)), refused.value
