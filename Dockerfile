@@ -6,6 +6,7 @@ COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY otel otel
 COPY mcp-server mcp-server
 COPY src src
+COPY static static
 RUN uv pip install --no-cache --python /opt/tailspan/bin/python --constraint requirements.lock ./otel ./mcp-server .
 
 FROM python:3.11-slim

@@ -71,10 +71,10 @@ def test_the_demo_shows_every_visitor_and_ctrl_c_leaves_nothing(
 ) -> None:
     demo = launch("tailspan", "demo", TMPDIR=str(tmp_path))
     ports = re.findall(r"http://127\.0\.0\.1:(\d+)/", introduction(demo))
-    assert (len(ports), {"8000", "8100"} & set(ports)) == (3, set())
+    assert (len(ports), {"8000", "8100"} & set(ports)) == (4, set())
     told = sightings(demo, lambda told: told >= SEEN)
     assert (SEEN - told, names(told)) == (set(), NAMES)
-    assert len(left(tmp_path)) == 3
+    assert len(left(tmp_path)) == 4
     assert demo.end(signal.SIGINT) == (0, "stopped\n", "")
     assert (left(tmp_path), list(tmp_path.iterdir())) == ([], [])
 
@@ -99,7 +99,7 @@ def test_the_demo_stops_by_itself_and_keeps_its_database_where_asked(launch: Lau
 def test_a_killed_demo_takes_its_processes_along(launch: Launch, ports_taken: None, tmp_path: Path) -> None:
     demo = launch("tailspan", "demo", TMPDIR=str(tmp_path))
     introduction(demo)
-    assert len(left(tmp_path)) == 3
+    assert len(left(tmp_path)) == 4
     assert demo.end(signal.SIGKILL)[0] == -signal.SIGKILL
     deadline = time.monotonic() + DEADLINE_S
     while left(tmp_path):

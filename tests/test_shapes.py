@@ -277,6 +277,8 @@ def test_dashboard_usage_has_sessions_accesses_features_and_calls(visited: Visit
             "avg_session_duration_min": pytest.approx(sum(spent.values()) / 4 / 60, abs=0.0501),
             "most_active_user": "ana@example.com",
         },
+        "active_users": visited.ask("active")["active_users"],
+        "total_active": 4,
         "more": {},
         "zone": "UTC",
     }

@@ -18,8 +18,10 @@ from tailspan_otel.annotate import resource_of
 from tailspan_otel.asgi import ASGIApp, Message, Receive, Scope, Send
 from tailspan_otel.recorder import Recorder
 from tailspan_otel.request import Request
-from tailspan_otel.traffic import DELIVERY_PATH
+from tailspan_otel.traffic import DELIVERY_PATH, REFRESH_PATH
 
+# a delivery's own span would be delivered too, and so on without end where the app keeps its spans itself
+UNRECORDED: Final = frozenset((DELIVERY_PATH, REFRESH_PATH))
 FINAL: Final = frozenset(("http.response.body", "websocket.http.response.body", "http.response.pathsend"))
 
 log = logging.getLogger("tailspan")
@@ -36,8 +38,7 @@ class Capture:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._lifespan(scope, receive, send)
-        # a delivery's own span would be delivered too, and so on without end where the app keeps its spans itself
-        if "tailspan" in scope or scope["path"] == DELIVERY_PATH or (begun := self._begin(scope)) is None:
+        if "tailspan" in scope or scope["path"] in UNRECORDED or (begun := self._begin(scope)) is None:
             return await self.app(scope, receive, send)
         request, inner = begun
 

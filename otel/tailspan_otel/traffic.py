@@ -16,6 +16,7 @@ AGENT_PATH: Final = "/analytics/mcp"
 AGENT: Final = b"tailspan-mcp/"  # how the User-Agent of our MCP server begins, when it asks tailspan or a service
 OWN_PATH: Final = "/analytics/"
 DELIVERY_PATH: Final = "/analytics/v1/traces"
+REFRESH_PATH: Final = "/analytics/refresh"  # what a card asks every other second, beside the question it is seen by
 HEALTH_PREFIXES: Final = ("/health", "/ready")
 HEALTH_PATHS: Final = frozenset(("/livez", "/ping", "/metrics"))
 ASSET_ENDING: Final = re.compile(

@@ -4,9 +4,10 @@ Without a token: a process of this machine, over loopback or the unix socket. A 
 - a header says that the request came through a proxy: then it is somebody whom the proxy let in;
 - tailscaled runs in userspace mode: any tailnet peer reaches loopback ports there. The unix socket stays out of reach.
 
-Then people, who may read and nothing else: whom a trusted proxy names, or whose device has the address that it vouches
-for. Those of the own tailnet, or where TAILSPAN_READERS names logins and tags, those alone. Whether somebody is of the
-own tailnet the list of its devices tells; who is in no list must be named.
+The page's own files hold no data, and are anybody's. Then people, who may read and nothing else: whom a trusted proxy
+names, or whose device has the address that it vouches for. Those of the own tailnet, or where TAILSPAN_READERS names
+logins and tags, those alone. Whether somebody is of the own tailnet the list of its devices tells; who is in no list
+must be named. To ask for totals without names, and to tell which cards one sees, a name of whatever tailnet is enough.
 
 A page of a foreign site can make its reader's browser call us. It is stopped by Host (which it cannot choose freely,
 not even by rebinding DNS) and, where something would change, by Origin.
@@ -32,6 +33,9 @@ LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 PROXY_HEADERS: Final = ("x-forwarded-for", "forwarded", "x-real-ip", "via")
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 READING: Final = ("/analytics/query", "/analytics/mcp")  # by whatever method
+FILES: Final = "/analytics/static/"
+INDEX: Final = "/analytics/"
+NAMED: Final = (("GET", "/analytics/totals"), ("HEAD", "/analytics/totals"), ("POST", "/analytics/views"))
 TOKEN_FIX: Final = "Send Authorization: Bearer with the server's TAILSPAN_TOKEN."
 
 
@@ -87,6 +91,8 @@ class Guard:
             raise OriginError(
                 f"The page's origin is {origin!r}.", value=origin, rule=f"Only pages of {host} may do this."
             )
+        if is_file(scope):
+            return
         sent = headers.get("authorization")
         if sent is None and (self.is_local_process(scope, headers) or self._is_reader(scope)):
             return
@@ -104,6 +110,8 @@ class Guard:
         person = self._person(scope)
         if person is None:
             return False
+        if (person.login or person.tags) and (scope["method"], scope["path"]) in NAMED:
+            return True
         if self.readers.isdisjoint((person.login, *person.tags)):
             self._check_unnamed(person)
         if scope["method"] not in SAFE_METHODS and not scope["path"].endswith(READING):
@@ -158,6 +166,12 @@ class Guard:
         if client is not None and self.userspace:
             return "Where tailscaled runs in userspace mode, tailnet peers reach loopback: a token or the unix socket."
         return "The request came through a proxy: the caller is no process of this machine, and needs a token."
+
+
+def is_file(scope: Scope) -> bool:
+    """Whether that is a file of the page."""
+    path = scope["path"]
+    return scope["method"] in SAFE_METHODS and (path == INDEX or path.startswith(FILES))
 
 
 def check_listening(settings: Settings, userspace: bool) -> None:

@@ -15,6 +15,7 @@ from tailspan.delivery import LINES_PATH, Place
 from tailspan.delivery import Answer as LinesAnswer
 from tailspan.errors import DeliveryError, QuestionError, Trouble
 from tailspan.inbox import Counts, Inbox
+from tailspan.page import Files
 from tailspan.reports import Sources
 from tailspan.reports.access_logs import AccessLogs, AccessLogsParams, access_logs, log
 from tailspan.reports.active import Active, active
@@ -25,6 +26,7 @@ from tailspan.reports.devices import Devices, DevicesParams, devices
 from tailspan.reports.query import Answer, Asked, answer, as_csv, asked_by, documented
 from tailspan.reports.system_health import SystemHealth, SystemHealthParams, system_health
 from tailspan.reports.tailnet_status import TailnetStatus, tailnet_status
+from tailspan.reports.totals import Totals, TotalsParams, totals
 from tailspan.reports.who_is import WhoIs, WhoIsParams, who_is
 from tailspan.respond import ANALYTICS_OTLP_PATH, OTLP_PATH, Answering
 from tailspan.witness import Witness
@@ -140,6 +142,10 @@ class Forgotten(BaseModel):
 def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
     """Everything under /analytics/, for any app: it tells of errors itself. `clock` gives a question's now, in UTC."""
     routes = APIRouter(prefix="/analytics", route_class=Answering)
+    files = Files()
+    as_they_are: dict[str, Any] = {"methods": ["GET", "HEAD"], "include_in_schema": False, "response_model": None}
+    routes.add_api_route("/", files.index, **as_they_are)
+    routes.add_api_route("/static/{path:path}", files.one, **as_they_are)
 
     @routes.get("/access-logs", responses={200: _example(LOGS_EXAMPLE), **REFUSAL})
     def get_access_logs(params: Annotated[AccessLogsParams, Query()]) -> AccessLogs:
@@ -150,6 +156,16 @@ def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
     def get_active(params: Annotated[reports.Filters, Query()]) -> Active:
         """Who used a service in the last five minutes: name, device and page. An open tab that only polls is nobody."""
         return active(of, params, clock())
+
+    @routes.get("/refresh", responses=REFUSAL)
+    def get_refresh(params: Annotated[reports.Filters, Query()]) -> Active:
+        """What /active says, for a card that asks every other second. It alone is not recorded as a use of tailspan."""
+        return active(of, params, clock())
+
+    @routes.get("/totals", responses=REFUSAL)
+    def get_totals(params: Annotated[TotalsParams, Query()]) -> Totals:
+        """How much a service is used, without anybody's name. Whoever is identified may ask this."""
+        return totals(of, params, clock())
 
     @routes.get("/dashboard-usage", responses=REFUSAL)
     def get_dashboard_usage(params: Annotated[DashboardUsageParams, Query()]) -> DashboardUsage:

@@ -98,6 +98,8 @@ def test_dashboard_usage_tells_sessions_accesses_features_and_cards(serving: Ser
             "avg_session_duration_min": 7.6,
             "most_active_user": "ana@example.com",
         },
+        "active_users": [],
+        "total_active": 0,
         "more": {},
         "start": "2026-02-22T12:00:00.000Z",
         "end": "2026-03-01T12:00:00.000Z",

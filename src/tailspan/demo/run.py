@@ -24,6 +24,8 @@ from tailspan.demo.localapi import LocalAPI
 from tailspan.errors import SettingError, TailspanError
 
 LOOK_EVERY_S: Final = 0.25
+READERS: Final = "you@example.com,ana@example.com"  # Leo sees totals, and nobody's name
+HOSTS: Final = "ana.localhost,leo.localhost,zoe.localhost,eva.localhost"  # by these `front` tells who one is
 STOP_S: Final = 10.0
 DIE_WITH_PARENT: Final = 1  # prctl(2): PR_SET_PDEATHSIG
 
@@ -60,7 +62,8 @@ def demo(
         tailscaled, serve = folder / "tailscaled.sock", folder / "factory.sock"
         stage.enter_context(LocalAPI(tailscaled))
         service = stage.enter_context(running_service(serve, tailscaled, server, beside_opentelemetry))
-        introduce(server, service)
+        front = stage.enter_context(running("-m", "tailspan.demo.front", serve, server))
+        introduce(server, front)
         asyncio.run(show(visit(serve, service), server, seconds))
     out.print("stopped" if keep is None else f"stopped; the database is {keep / 'tailspan.duckdb'}")
 
@@ -106,6 +109,7 @@ def running_server(folder: Path) -> Iterator[str]:
     listen = free_address()
     # what tailscaled's mode would forbid is no harm here: whoever reaches this port finds nobody real
     settings = {"LISTEN": listen, "DB": str(folder / "tailspan.duckdb"), "USERSPACE": "false"}
+    settings |= {"READERS": READERS, "ALLOWED_HOSTS": HOSTS}
     known = {f"TAILSPAN_{key}": value for key, value in settings.items()}
     with running("-m", "tailspan", "serve", **known, TS_SOCKET=str(folder / "no-real-tailscaled.sock")):
         yield f"http://{listen}"
@@ -131,10 +135,11 @@ def free_address() -> str:
         return f"{host}:{probe.getsockname()[1]}"
 
 
-def introduce(server: str, service: str) -> None:
+def introduce(server: str, front: str) -> None:
     out.print(
-        "tailscaled is a stand-in here, and the visitors are made up; all else is real.\n"
-        f"the service    {service}/dashboard (not you there: calls of this machine are no visits)\n"
+        "tailscaled and Serve are stand-ins here, and the visitors are made up; all else is real.\n"
+        f"the service    {front}/dashboard (you are a visitor there, and the card is on it)\n"
+        f"its page       {front}/analytics/\n"
         f"who is active  {server}/analytics/active\n"
         f"all requests   {server}/analytics/access-logs\n"
         f"by command     TAILSPAN_URL={server} tailspan active\n"

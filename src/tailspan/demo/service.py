@@ -5,6 +5,7 @@ Its numbers are invented, and its optimisation only sleeps. It is instrumented t
 
 import argparse
 import asyncio
+import json
 import math
 import signal
 import socket
@@ -23,34 +24,50 @@ TITLE: Final = "factory"
 PORT: Final = 8000
 OPTIMISING_S: Final = 0.9
 DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-CALLS: Final = (
-    "/ree/prices/latest",
-    "/weather/current",
-    "/predict/prices/weekly",
-    "/insights/optimal-windows?days=7",
-    "/insights/alerts",
-    "/insights/savings-tracking",
-)  # what the page asks for when it is opened
+TITLES: Final = {
+    "/ree/prices/latest": "Electricity price",
+    "/weather/current": "Weather",
+    "/predict/prices/weekly": "Price forecast",
+    "/insights/optimal-windows?days=7": "Optimal windows",
+    "/insights/alerts": "Alerts",
+    "/insights/savings-tracking": "Savings",
+}
+CALLS: Final = tuple(TITLES)  # what the page asks for when it is opened
 POLLED: Final = CALLS[0]  # and what it asks for again every two minutes
 PAGE: Final = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Chocolate factory</title>
-<style>body{font:16px system-ui;max-width:60rem;margin:2rem auto;color:#2d3748}
-pre{background:#f5f7fa;border-radius:12px;padding:1rem;overflow:auto;max-height:10rem}</style>
-<h1>Chocolate factory</h1><button>Optimise today</button><main></main>
+<meta name="viewport" content="width=device-width">
+<link rel="icon" href="data:,">
+<style>body{font:16px system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#2d3748}
+article,analytics-widget{margin:1rem 0}
+pre{background:#f5f7fa;border-radius:12px;padding:1rem;overflow:auto;height:6rem}</style>
+<main><h1>Chocolate factory</h1><button>Optimise today</button><div id="cards"></div></main>
 <script>
-  const show = async (path, method = "GET") => {
-    const answer = await fetch(path, {method});
+  const show = async ([path, title], method = "GET") => {
     const id = "card" + path.replace(/[^a-z]/g, "-");
-    const added = () => document.querySelector("main").appendChild(document.createElement("pre"));
-    const card = document.getElementById(id) ?? added();
-    card.id = id;
-    card.textContent = path + "\\n" + JSON.stringify(await answer.json(), null, 1);
+    let card = document.getElementById(id);
+    if (!card) {
+      card = document.createElement("article");
+      card.id = id;
+      card.append(document.createElement("h2"), document.createElement("pre"));
+      card.firstChild.textContent = title;
+      card.lastChild.tabIndex = 0;
+      document.getElementById("cards").append(card);
+    }
+    const answer = await fetch(path, {method});
+    card.lastChild.textContent = JSON.stringify(await answer.json(), null, 1);
   };
   const calls = CALLS;
-  calls.forEach((path) => show(path));
+  calls.forEach((call) => show(call));
   setInterval(() => show(calls[0]), 120_000);
-  document.querySelector("button").onclick = () => show("/optimize/production/daily?target_kg=200", "POST");
-</script></html>"""
+  document.querySelector("button").onclick = () =>
+    show(["/optimize/production/daily?target_kg=200", "Daily optimisation"], "POST");
+</script>
+<script type="module" src="/analytics/static/js/components/analytics-widget.js" data-target="main"
+  data-service="factory" data-refused="totals"></script>
+<script type="module" src="/analytics/static/js/components/card-views.js" data-cards="article"
+  data-service="factory"></script>
+</html>"""
 
 routes = APIRouter()
 insights = APIRouter(prefix="/insights")
@@ -80,7 +97,7 @@ def health() -> dict[str, str]:
 
 @routes.get("/dashboard", summary="Dashboard", response_class=HTMLResponse)
 def dashboard() -> str:
-    return PAGE.replace("CALLS", str(list(CALLS)))
+    return PAGE.replace("CALLS", json.dumps(list(TITLES.items())))
 
 
 @routes.get("/ree/prices/latest", summary="Electricity price")

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from tailspan.query import MAX_GROUPS, Aggregate, ending
 from tailspan.reports import MORE, PERSON, Filters, Source, Sources, Window, window_of
+from tailspan.reports.active import ActiveUser, active
 from tailspan.zone import days_of
 
 T = TypeVar("T", int, str)
@@ -67,6 +68,8 @@ class DashboardUsage(Window):
     top_features: list[Feature]
     accesses_by_day: list[Day] = Field(description="Each day of the window in the configured zone, the first is cut.")
     summary: UsageSummary
+    active_users: list[ActiveUser] = Field(description="Those of the last five minutes, as /active has them.")
+    total_active: int
     more: dict[str, int] = MORE
     sources: list[Source]
 
@@ -106,6 +109,7 @@ def dashboard_usage(of: Sources, params: DashboardUsageParams, now: datetime) ->
         count = group["deliberate_calls"] + group["views"]
         features[group["feature"]] += count
         favorites[group["person"]][group["feature"]] += count
+    now_active = active(of, Filters(**params.model_dump(include=set(Filters.model_fields))), now)
     return DashboardUsage(
         most_viewed_cards=[Card(**card) for card in cards],
         peak_hours=[Hour(hour=hour, requests=count) for hour, count in _most(by_hour)],
@@ -123,6 +127,8 @@ def dashboard_usage(of: Sources, params: DashboardUsageParams, now: datetime) ->
         top_features=first("top_features", [Feature(feature=name, uses=count) for name, count in _most(features)]),
         accesses_by_day=[Day(day=day, accesses=count) for day, count in sorted(by_day.items())],
         summary=_summary(params.days, sessions, by_day.total()),
+        active_users=now_active.active_users,
+        total_active=now_active.total_active,
         more=+more,
         sources=of.told(now),
         **window_of(window, labels.zone),

@@ -1,0 +1,104 @@
+"""The demo's parts around either store, each a process, and a browser that fails on what it complains about."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page
+
+from tailspan.demo.localapi import LocalAPI
+from tests.conftest import Launch, Program
+from tests.stack.engines import Collector, Influxd
+
+Json = dict[str, Any]
+HOST: Final = "factory.example"  # no name of this machine's: browsers leave out what they only send to those
+PEOPLE: Final = ("ana", "leo", "zoe", "eva")
+READERS: Final = "ana@example.com,eva@example.com"
+WIDGET: Final = "/analytics/static/js/components/analytics-widget.js"
+
+
+@dataclass
+class Stage:
+    server: str  # URLs
+    front: str
+    programs: list[Program]
+    ask: httpx.Client  # of the server, as a process of its machine
+
+    def url(self, who: str, path: str = "/dashboard") -> str:
+        """Where `who` opens that in a browser."""
+        return f"http://{who}.{HOST}:{httpx.URL(self.front).port}{path}"
+
+    def of(self, who: str) -> httpx.Client:
+        """`who` without a browser."""
+        headers = {"Host": f"{who}.{HOST}:{httpx.URL(self.front).port}", "Sec-Fetch-Dest": "document"}
+        return httpx.Client(base_url=self.front, headers=headers, trust_env=False)
+
+
+@contextmanager
+def staged(
+    launch: Launch, folder: Path, full: "tuple[Influxd, Collector] | None" = None, **settings: str
+) -> Iterator[Stage]:
+    """On the embedded store, or where `full` is given through a collector into InfluxDB."""
+    serve, tailscaled = folder / "factory.sock", folder / "tailscaled.sock"
+    own = {"TAILSPAN_DB": str(folder / "t.duckdb"), "TAILSPAN_LISTEN": "127.0.0.1:0", "TS_SOCKET": str(tailscaled)}
+    hosts = ",".join(f"{who}.{HOST}" for who in ("you", *PEOPLE))
+    own |= {"TAILSPAN_READERS": READERS, "TAILSPAN_ALLOWED_HOSTS": hosts, "TAILSPAN_USERSPACE": "false"}
+    if full:
+        influxd, collector = full
+        own |= {"INFLUXDB_V2_URL": influxd.url, "INFLUXDB_V2_TOKEN": influxd.token, "INFLUXDB_V2_ORG": influxd.org}
+        own |= {"INFLUXDB_V2_BUCKET": influxd.bucket, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
+    with LocalAPI(tailscaled):
+        server = launch("tailspan", "serve", **own, **settings)
+        url = server.line().split()[3]
+        to = full[1].endpoint if full else url
+        service = launch("tailspan.demo.service", serve, TS_SOCKET=str(tailscaled), OTEL_EXPORTER_OTLP_ENDPOINT=to)
+        assert service.line()
+        front = launch("tailspan.demo.front", serve, url)
+        with httpx.Client(base_url=url, trust_env=False, timeout=30) as ask:
+            yield Stage(url, front.line().strip(), [server, service, front], ask)
+
+
+@dataclass
+class Watched:
+    """A page, and everything it complained about: errors, refused resources, and its content security policy."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    expected: tuple[str, ...] = ()  # what complaints may begin with
+
+    def hear(self, said: ConsoleMessage) -> None:
+        if said.type in ("error", "warning"):
+            self.complaints.append(said.text)
+
+    def check(self) -> None:
+        assert [complaint for complaint in self.complaints if not complaint.startswith(self.expected or "\0")] == []
+
+    def card(self) -> Json:
+        """What the card shows."""
+        return dict(json.loads(self.page.evaluate(READ)))
+
+
+READ: Final = """JSON.stringify((() => {
+  const card = document.querySelector("analytics-widget"), root = card.shadowRoot;
+  const texts = (selector) => [...root.querySelectorAll(selector)].map((one) => one.textContent.trim());
+  return {state: card.dataset.state, title: root.getElementById("title").textContent, numbers: texts("dd"),
+    days: texts("tbody td"), features: texts("#features li").map((text) => text.replace(/\\s+/g, " ")),
+    active: texts("#active li").map((text) => text.replace(/\\s+/g, " ")), status: texts("#status")[0]};
+})())"""
+
+
+@contextmanager
+def watched(context: BrowserContext, *expected: str) -> Iterator[Watched]:
+    """A page of the context. At the end it has complained of nothing but what is `expected`."""
+    context.add_init_script("addEventListener('securitypolicyviolation', (e) => console.error(e.violatedDirective))")
+    seen = Watched(context.new_page(), expected=expected)
+    seen.page.on("console", seen.hear)
+    seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    seen.page.on("request", lambda request: seen.asked.append(request.url))
+    yield seen
+    seen.check()

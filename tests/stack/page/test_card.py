@@ -1,0 +1,65 @@
+"""The card as people see it, in Chromium: on the demo's dashboard, behind its front, on either store."""
+
+import re
+import time
+from typing import Any
+
+from playwright.sync_api import expect
+
+from tests.stack.engines import until
+from tests.stack.page.conftest import Opens
+from tests.stack.page.stage import Stage
+
+LOADED = "analytics-widget:not([data-state=loading])"
+FORBIDDEN = "Failed to load resource: the server responded with a status of 403"
+
+
+def shown(usage: dict[str, Any]) -> dict[str, Any]:
+    """What the card is to show of an answer, times apart."""
+    summary = usage["summary"]
+    return {
+        "numbers": [str(summary[key]) for key in ("total_sessions", "unique_users", "total_accesses")],
+        "days": [str(day["accesses"]) for day in usage["accesses_by_day"]],
+        "features": [f"{feature['feature']} {feature['uses']}" for feature in usage["top_features"][:5]],
+        "active": [f"{user['full_name']} {user['device']} · {user['current_page']}" for user in usage["active_users"]],
+    }
+
+
+def test_the_numbers_on_the_card_are_the_endpoints_and_a_phone_appears_within_three_seconds(
+    stage: Stage, opens: Opens
+) -> None:
+    with opens(viewport={"width": 1100, "height": 2400}) as ana, opens(locale="es-ES") as leo:
+        ana.page.goto(stage.url("ana"))
+        ana.page.wait_for_selector(LOADED)
+        active = ana.page.locator("analytics-widget #active")
+        expect(active).to_contain_text("Ana Ruiz ana-laptop · /dashboard", timeout=60_000)
+        began = time.monotonic()
+        leo.expected = (FORBIDDEN,)  # Leo is no reader
+        leo.page.goto(stage.url("leo"))
+        expect(active).to_contain_text("Leo Sanz iphone · /dashboard", timeout=30_000)
+        took = time.monotonic() - began
+        print(f"a phone on the card after {took:.2f} s")
+
+        def agrees() -> bool:
+            ana.page.evaluate("document.querySelector('analytics-widget').setAttribute('days', '7')")  # it asks anew
+            ana.page.wait_for_selector(LOADED)
+            usage = stage.ask.get("/analytics/dashboard-usage?service=factory").json()
+            card = ana.card()
+            card["active"] = [re.sub(" (just now|[0-9]+ min ago)$", "", text) for text in card["active"]]
+            return {key: card[key] for key in shown(usage)} == shown(usage)
+
+        until(agrees, "the card did not show what the endpoint says", lambda: str(ana.card()))
+        assert ana.card()["title"] == "Analytics, last week"
+        ours = [url for url in ana.asked if not url.startswith(stage.url("ana", ""))]
+        assert ours in ([], ["data:,"])  # nothing is loaded from elsewhere
+        assert ana.page.evaluate("typeof Chart") == "undefined"
+
+
+def test_who_may_not_see_names_sees_totals_where_the_page_says_so(embedded: Stage, opens: Opens) -> None:
+    with opens(FORBIDDEN, locale="es-ES", viewport={"width": 320, "height": 2400}) as leo:
+        leo.page.goto(embedded.url("leo"))
+        leo.page.wait_for_selector("analytics-widget[data-state=ok]", timeout=60_000)
+        asked = [url.rpartition("/")[2].partition("?")[0] for url in leo.asked if "/analytics/" in url]
+        assert [what for what in asked if not what.endswith(".js")] == ["dashboard-usage", "totals"]
+        assert leo.card()["active"] == []
+        assert leo.page.evaluate("document.documentElement.scrollWidth") <= 320
