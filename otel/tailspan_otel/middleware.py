@@ -68,7 +68,7 @@ class Capture:
                 self._checked = True
                 self._check(scope)
                 self.recorder.start(getattr(foreign, "resource", None) or resource_of(scope.get("app")))
-            request = Request(self.recorder, scope, foreign)
+            scope["tailspan"] = request = Request(self.recorder, scope, foreign)  # the app may ask it who calls
             inner = request.enter(around)
             self.recorder.heartbeat.open[id(request)] = request.start_ns
             return request, inner

@@ -15,6 +15,7 @@ from tailspan.delivery import LINES_PATH, Place
 from tailspan.delivery import Answer as LinesAnswer
 from tailspan.errors import DeliveryError, QuestionError, Trouble
 from tailspan.inbox import Counts, Inbox
+from tailspan.ingest.views import ViewCounts, Views
 from tailspan.page import Files
 from tailspan.reports import Sources
 from tailspan.reports.access_logs import AccessLogs, AccessLogsParams, access_logs, log
@@ -131,6 +132,7 @@ class Health(BaseModel):
     status: Literal["ok", "broken"]
     version: str
     received: Counts
+    views: ViewCounts = Field(description="What pages told of their cards.")
     sources: list[reports.Source]
 
 
@@ -230,7 +232,7 @@ def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
 
 def mounted(of: Sources, inbox: Inbox | None, clock: Callable[[], datetime]) -> APIRouter:
     """For a host's own app: the answers, and the way in under the same prefix."""
-    routes = analytics(of, clock)
+    routes = _with_views(analytics(of, clock), Views(own=True))
     routes.add_api_route(
         ANALYTICS_OTLP_PATH.removeprefix("/analytics"), _way_in(inbox), methods=["POST"], include_in_schema=False
     )
@@ -240,8 +242,9 @@ def mounted(of: Sources, inbox: Inbox | None, clock: Callable[[], datetime]) -> 
 def server(of: Sources, inbox: Inbox | None, clock: Callable[[], datetime]) -> APIRouter:
     """For `tailspan serve`: the answers, the way in where OTLP has it, and the server's own health."""
     routes = APIRouter()
+    views = Views(own=False)
     routes.add_route(OTLP_PATH, _way_in(inbox), methods=["POST"])  # no FastAPI around it: it is called most, and fast
-    routes.include_router(analytics(of, clock))
+    routes.include_router(_with_views(analytics(of, clock), views))
 
     @routes.get("/healthz", responses={503: {"model": Health, "description": "The store cannot be read"}})
     def healthz(response: Response) -> Health:
@@ -253,6 +256,7 @@ def server(of: Sources, inbox: Inbox | None, clock: Callable[[], datetime]) -> A
             status="broken" if broken else "ok",
             version=version("tailspan"),
             received=inbox.counts if inbox else Counts(),
+            views=views.counts,
             sources=sources,
         )
 
@@ -271,6 +275,11 @@ def log_lines(witness: Witness) -> APIRouter:
     def get_place(file: str) -> Place:
         return witness.place(file)
 
+    return routes
+
+
+def _with_views(routes: APIRouter, views: Views) -> APIRouter:
+    routes.add_api_route("/views", views.receive, methods=["POST"], include_in_schema=False, response_model=None)
     return routes
 
 

@@ -10,7 +10,8 @@
     │   └── OriginError      403  a browser page of another origin
     ├── DeliveryError        400  a delivery of spans that cannot be read
     │   ├── TypeOfDeliveryError  415
-    │   └── SizeOfDeliveryError  413
+    │   ├── SizeOfDeliveryError  413
+    │   └── RateError            429  too many at once from one caller
     ├── NotInstalledError  501  a part that is not installed
     ├── UnsentError               what is exported, and nobody takes
     ├── MissingError         404  there is no such device
@@ -112,6 +113,12 @@ class SizeOfDeliveryError(DeliveryError):
 class NotInstalledError(TailspanError):
     status = 501
     code = "not_installed"
+
+
+class RateError(DeliveryError):
+    status = 429
+    code = "too_many"
+    headers: ClassVar = {"Retry-After": "60"}
 
 
 class UnsentError(TailspanError):

@@ -23,7 +23,7 @@ from tailspan.ingest import Delivery, otlp
 from tailspan.query import nanoseconds
 from tailspan.respond import OTLP_PATH, media_type
 from tailspan.respond import otlp as otlp_response
-from tailspan.span import OWN_SERVICE
+from tailspan.span import OWN_SERVICE, Span
 from tailspan.store.duckdb import DuckDB
 
 AT_ONCE: Final = 2  # one is parsed while another is written; more would only take memory
@@ -123,13 +123,14 @@ class OwnSpans(InProcess):
 
     def _ours(self, delivery: Delivery) -> Delivery:
         return Delivery(
-            [
-                span._replace(service=OWN_SERVICE)
-                for span in delivery.spans
-                if not (span.path or "").startswith(WAYS_IN)
-            ],
+            [_own(span) for span in delivery.spans if not (span.path or "").startswith(WAYS_IN)],
             [beat._replace(service=OWN_SERVICE) for beat in delivery.heartbeats],
         )
+
+
+def _own(span: Span) -> Span:
+    """Views are of the services whose pages told of them."""
+    return span if span.kind == "view" else span._replace(service=OWN_SERVICE)
 
 
 async def body_of(request: Request) -> bytes:
