@@ -150,7 +150,8 @@ class Log:
         key = self._what(found)
         if self._one and b"?" in key:  # the query would make every line another
             head, _, rest = key.partition(b"?")
-            key = head + b" " + rest.rpartition(b" ")[2]
+            version = rest.rpartition(b" ")[2]
+            key = head + b" " + version if version.startswith(b"HTTP/") else head
         what = self._paths.get(key) or self._ask(key)
         if what is None:
             self.tally.drop(NO_REQUEST, found[0])
