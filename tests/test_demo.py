@@ -132,7 +132,7 @@ def test_the_stand_in_for_tailscaled_answers_as_a_real_one_did(tailscaled: Local
     json_type, text_type = "application/json", "text/plain; charset=utf-8"
     iphone = (200, json_type, (CAPTURES / "whois-iphone.json").read_bytes())
     questions: dict[str, tuple[int, str, bytes]] = {
-        "status?peers=false": (200, json_type, (CAPTURES / "status.json").read_bytes()),
+        "status": (200, json_type, (CAPTURES / "status.json").read_bytes()),
         "whois?addr=100.64.0.8&proto=tcp": iphone,
         "whois?addr=100.64.0.8%3A443": iphone,
         "whois?addr=fd7a:115c:a1e0:ab12:4843:cd96:6240:8": iphone,
@@ -143,6 +143,8 @@ def test_the_stand_in_for_tailscaled_answers_as_a_real_one_did(tailscaled: Local
     }
     assert {question: ask(tmp_path, question) for question in questions} == questions
     assert tailscaled.asked == [f"/localapi/v0/{question}" for question in questions]
+    alone = json.loads(ask(tmp_path, "status?peers=false")[2])
+    assert alone == {**json.loads((CAPTURES / "status.json").read_text()), "Peer": None, "User": None}
     for header in ({"Origin": "http://x"}, {"Referer": "http://x/"}, {"Host": "localhost"}):
         assert ask(tmp_path, "status", **header) == (403, text_type, b"invalid localapi request\n")
 

@@ -46,18 +46,18 @@ class Agent:
     async def run(self) -> AsyncIterator[None]:
         self._wanted = asyncio.Event()
         self._app: asyncio.Future[ASGIApp] = asyncio.get_running_loop().create_future()
-        self._serving = asyncio.create_task(self._serve())
+        serving = self._serving = asyncio.create_task(self._serve(self._wanted, self._app))
         yield
-        self._serving.cancel()
+        serving.cancel()
         with suppress(asyncio.CancelledError):
-            await self._serving
+            await serving
 
-    async def _serve(self) -> NoReturn:
-        await self._wanted.wait()
+    async def _serve(self, wanted: asyncio.Event, ready: asyncio.Future[ASGIApp]) -> NoReturn:
+        await wanted.wait()
         module: Any = await asyncio.to_thread(
             import_module, "tailspan_mcp.server"
         )  # a second, in which others are served
         async with module.mounted(self._answers, self._settings.settings) as app:
-            self._app.set_result(app)
+            ready.set_result(app)
             while True:  # until it is cancelled
                 await asyncio.Event().wait()
