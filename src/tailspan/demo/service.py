@@ -43,16 +43,15 @@ article,analytics-widget{margin:1rem 0}
 pre{background:#f5f7fa;border-radius:12px;padding:1rem;overflow:auto;height:6rem}</style>
 <main><h1>Chocolate factory</h1><button>Optimise today</button><div id="cards"></div></main>
 <script>
+  const cards = new Map();
   const show = async ([path, title], method = "GET") => {
-    const id = "card" + path.replace(/[^a-z]/g, "-");
-    let card = document.getElementById(id);
-    if (!card) {
-      card = document.createElement("article");
-      card.id = id;
+    const card = cards.get(title) ?? document.createElement("article");
+    if (!cards.has(title)) {
       card.append(document.createElement("h2"), document.createElement("pre"));
       card.firstChild.textContent = title;
       card.lastChild.tabIndex = 0;
       document.getElementById("cards").append(card);
+      cards.set(title, card);
     }
     const answer = await fetch(path, {method});
     card.lastChild.textContent = JSON.stringify(await answer.json(), null, 1);
