@@ -1,0 +1,62 @@
+"""The card and card-views in WebKit, as phones have it: Debian's WebKitGTK, on a screen that nobody sees."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from selenium.webdriver import WebKitGTK, WebKitGTKOptions
+from selenium.webdriver.webkitgtk.service import Service
+
+from tests.stack.engines import free_port, program, until
+from tests.stack.page.stage import READ, Stage
+from tests.stack.page.test_views import views
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    xvfb = shutil.which("Xvfb")
+    if xvfb is None:
+        pytest.skip("Xvfb is missing: scripts/engines webkit")
+    reading, writing = os.pipe()
+    # -displayfd: it picks a free number, and says it once it is ready
+    command = [xvfb, "-displayfd", str(writing), "-screen", "0", "800x1600x24", "-nolisten", "tcp"]
+    with subprocess.Popen(command, pass_fds=(writing,), stderr=subprocess.DEVNULL) as process:
+        os.close(writing)
+        with os.fdopen(reading) as told:
+            monkeypatch.setenv("DISPLAY", f":{told.readline().strip()}")
+        yield
+        process.terminate()
+
+
+@pytest.fixture
+def webkit(screen: None) -> Iterator[WebKitGTK]:
+    driver = program("webkit", "WebKitWebDriver").resolve()
+    service = Service(str(driver), free_port())
+    made = WebKitGTK(options=WebKitGTKOptions(), service=service)
+    yield made
+    made.quit()
+
+
+@pytest.mark.filterwarnings("ignore:setting remote_server_addr:DeprecationWarning")  # selenium's own
+def test_webkit_draws_the_card_and_tells_which_cards_were_looked_at(webkit: WebKitGTK, embedded: Stage) -> None:
+    webkit.get(f"{embedded.front}/dashboard")  # as you@example.com, who is no reader
+    webkit.execute_script("document.querySelector('main').prepend(document.querySelector('analytics-widget'))")
+
+    def card() -> dict[str, Any] | None:
+        found = webkit.execute_script(
+            f"return document.querySelector('analytics-widget')?.shadowRoot && JSON.parse({READ})"
+        )
+        return found if found and found["state"] == "ok" else None
+
+    shown = until(card, "WebKit does not show the card")
+    totals = embedded.ask.get("/analytics/totals?service=factory").json()["summary"]
+    assert shown["numbers"] == [str(totals[key]) for key in ("total_sessions", "unique_users", "total_accesses")]
+    assert webkit.execute_script("return typeof Chart") == "undefined"
+    until(lambda: webkit.execute_script("return document.querySelectorAll('article').length == 6"), "no cards")
+    webkit.execute_async_script("setTimeout(arguments[0], 2500)")
+    webkit.get("about:blank")
+    seen = until(lambda: views(embedded), "WebKit told of no view")
+    assert {count for count, _ in seen.values()} == {1} and "Electricity price" in {name for name, _ in seen}
