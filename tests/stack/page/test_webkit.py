@@ -56,6 +56,7 @@ def test_webkit_draws_the_card_and_tells_which_cards_were_looked_at(webkit: WebK
     assert shown["numbers"] == [str(totals[key]) for key in ("total_sessions", "unique_users", "total_accesses")]
     assert webkit.execute_script("return typeof Chart") == "undefined"
     until(lambda: webkit.execute_script("return document.querySelectorAll('article').length == 6"), "no cards")
+    webkit.execute_script("document.querySelector('article').scrollIntoView()")
     webkit.execute_async_script("setTimeout(arguments[0], 2500)")
     webkit.get("about:blank")
     seen = until(lambda: views(embedded), "WebKit told of no view")
