@@ -134,7 +134,7 @@ def any_scene(pick: Pick) -> Scene:
 def any_span(pick: Pick, number: int, at: int, scene: Scene) -> Span:
     is_view = not pick(range(6))
     return Span(
-        trace_id=number.to_bytes(16, "big"),
+        trace_id=(number + 1).to_bytes(8, "big") + number.to_bytes(8, "big"),  # a log's line has no other span's twin
         span_id=(number + 1).to_bytes(8, "big"),
         parent_id=pick((None, b"proxyspn")),
         start_ns=at,
