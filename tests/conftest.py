@@ -16,6 +16,8 @@ from hypothesis import settings
 DEADLINE_S: Final = 120.0
 NOWHERE: Final = Path("/nowhere/tailscaled.sock")
 
+# what a shell starts in the background ignores Ctrl-C, and so would the programs that are started from here
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault
 settings.load_profile("unhurried")
 
