@@ -8,12 +8,14 @@ import re
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
+from keyword import iskeyword
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 NAME: Final = r"^[a-z][a-z0-9_]{0,63}$"
 SECRET: Final = re.compile(r"\$\{(\w+)\}")
+SECRETS: Final = ("headers", "token")  # which may hold them
 PRESETS: Final = files("tailspan_mcp") / "presets"
 
 
@@ -84,7 +86,9 @@ def _service(name: str, entry: dict[str, Any], file: str, environ: Mapping[str, 
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(map(str, ("services", name, *first["loc"])))
-        raise SettingError(f"{file}: {where} is {first['input']!r}. {first['msg']}.") from None
+        secret = "@" in str(first["input"]) or any(part in SECRETS for part in first["loc"])
+        value = "not shown here" if secret else repr(first["input"])
+        raise SettingError(f"{file}: {where} is {value}. {first['msg']}.") from None
     for tool in service.tools:
         _check(tool, f"{file}: services.{name}.{tool.name}")
     secrets = {
@@ -94,6 +98,8 @@ def _service(name: str, entry: dict[str, Any], file: str, environ: Mapping[str, 
 
 
 def _check(tool: ToolSpec, where: str) -> None:
+    if odd_names := [name for name in tool.parameters if iskeyword(name) or name.startswith("model_")]:
+        raise SettingError(f'{where}: no parameter can be called {odd_names[0]!r}. Say upstream = "{odd_names[0]}".')
     in_path = set(re.findall(r"\{(\w+)\}", tool.path))
     declared = {name for name, one in tool.parameters.items() if one.place == "path"}
     if in_path != declared:
@@ -108,4 +114,7 @@ def _filled(text: str, where: str, environ: Mapping[str, str]) -> str:
     for name in SECRET.findall(text):
         if not environ.get(name):
             raise SettingError(f"{where} names ${{{name}}}, which is not set in the environment.")
-    return SECRET.sub(lambda found: environ[found[1]], text)
+    filled = SECRET.sub(lambda found: environ[found[1]].strip(), text)
+    if not filled.isprintable():
+        raise SettingError(f"{where} has characters that no header has. Its variables are one line of text each.")
+    return filled

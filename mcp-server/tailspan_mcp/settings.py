@@ -29,17 +29,21 @@ class Settings:
         token = given.get("TAILSPAN_TOKEN")
         if "TAILSPAN_TOKEN_FILE" in given:
             token = _content("TAILSPAN_TOKEN_FILE", Path(given["TAILSPAN_TOKEN_FILE"])).strip()
+        if token and not token.isprintable():
+            raise SettingError("TAILSPAN_TOKEN has characters that no token has. It is one line of text.")
         path = Path(given["TAILSPAN_SETTINGS"]).expanduser() if "TAILSPAN_SETTINGS" in given else None
         told = read_tables(path, environ) if path else cls()
         return replace(told, url=_url(given.get("TAILSPAN_URL", URL)), token=token)
 
     def client(self) -> httpx2.AsyncClient:
-        """Of the server."""
+        """Of the server. It waits as long as whoever asks does."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         if not self.url.startswith("unix:"):
-            return httpx2.AsyncClient(base_url=self.url, headers=headers, trust_env=False)
+            return httpx2.AsyncClient(base_url=self.url, headers=headers, trust_env=False, timeout=None)
         transport = httpx2.AsyncHTTPTransport(uds=self.url.removeprefix("unix:"))
-        return httpx2.AsyncClient(base_url="http://localhost", transport=transport, headers=headers, trust_env=False)
+        return httpx2.AsyncClient(
+            base_url="http://localhost", transport=transport, headers=headers, trust_env=False, timeout=None
+        )
 
 
 def read_tables(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -55,6 +59,8 @@ def read_tables(path: Path, environ: Mapping[str, str] = os.environ) -> Settings
 
 
 def _url(value: str) -> str:
+    if "@" in value:
+        raise SettingError("TAILSPAN_URL has a name or a password in it. They go elsewhere: TAILSPAN_TOKEN.")
     if value.startswith(("http://", "https://", "unix:/")):
         return value.rstrip("/")
     raise SettingError(f"TAILSPAN_URL is {value!r}. It is http://host:port or unix:/path.")

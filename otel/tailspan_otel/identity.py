@@ -6,13 +6,13 @@ sends several people's requests over one.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, replace
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -21,6 +21,7 @@ Headers = dict[bytes, bytes]
 TAILNET: Final = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
 LOOPBACK: Final = (ip_network("127.0.0.1/32"), ip_network("::1/128"))
 MAX_NAME: Final = 256
+NOBODY: Final = ("", 1)  # no address, and no port 0, which has a meaning
 
 # C0, C1, line separators, and the characters that turn text around: none belongs in a name
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -137,6 +138,14 @@ def guess(user_agent: str) -> str | None:
     return next((name for pattern, name in _GUESSES if pattern.search(user_agent)), None)
 
 
+def other_end(scope: MutableMapping[str, Any]) -> tuple[str, int] | None:
+    """The connection's other end; None over a unix socket alone. Who hung up at once has none either, and is nobody."""
+    client, server = scope.get("client"), scope.get("server")
+    if client is not None:
+        return client[0], client[1]
+    return None if server is not None and server[1] is None else NOBODY
+
+
 class Identify:
     """Reads a request's caller. `trusts` says of a peer's address whether it may name callers and their addresses."""
 
@@ -222,8 +231,8 @@ def _untrusted(host: str, forwarded: bytes | None, named: bool) -> Caller:
     claims = any(hop != address and is_tailnet(hop) for hop in _hops(forwarded))
     return Caller(
         "unknown",
-        peer=host,
-        client=address,
+        peer=host or None,
+        client=address or None,
         tailnet=is_tailnet(address),
         vouched=False,
         forged="untrusted" if named else "forwarded" if claims else None,

@@ -14,7 +14,7 @@ from tailspan_otel import route
 from tailspan_otel.asgi import Message, Scope
 from tailspan_otel.describe import attributes_of, span_of
 from tailspan_otel.heartbeat import IDS, SAMPLED
-from tailspan_otel.identity import Caller
+from tailspan_otel.identity import Caller, other_end
 from tailspan_otel.recorder import Recorder
 from tailspan_otel.resolve import Who
 
@@ -61,7 +61,7 @@ class Request:
         self.scheme: str = scope.get("scheme", "http")
         self.version: str = scope.get("http_version", "1.1")
         self.websocket = scope["type"] == "websocket"
-        self.client: tuple[str, int] | None = scope.get("client")
+        self.client = other_end(scope)
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         # asked while it is open: of one that is closed tailscaled knows nothing any more
         self.connection = recorder.whois.connection(self.client) if recorder.whois.userspace else None

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
-from tailspan_otel.identity import Identify
+from tailspan_otel.identity import Identify, other_end
 from tailspan_otel.localapi import LocalAPI, NoAnswer
 from tailspan_otel.peers import Peers
 
@@ -102,7 +102,7 @@ class Guard:
     def is_local_process(self, scope: Scope, headers: Headers) -> bool:
         if any(header in headers for header in PROXY_HEADERS) or any(key.startswith("tailscale-") for key in headers):
             return False
-        client = scope["client"]  # None over a unix socket
+        client = other_end(scope)
         return client is None or (is_loopback(client[0]) and not self.userspace)
 
     def _is_reader(self, scope: Scope) -> bool:
@@ -142,8 +142,7 @@ class Guard:
     def _person(self, scope: Scope) -> Person | None:
         """By a trusted proxy's word, or by the connection itself where tailscaled has a TUN device."""
         self._peers.start()
-        client = scope["client"] and tuple(scope["client"])
-        caller = self._identify(client, dict(scope["headers"]))
+        caller = self._identify(other_end(scope), dict(scope["headers"]))
         proven = (caller.unix or not self.userspace) if caller.vouched else self.userspace is False
         if not proven or caller.forged:
             return None
@@ -160,7 +159,7 @@ class Guard:
         return Person(device.login, tuple(device.tags.split(",")) if device.tags else (), device.kind)
 
     def _why(self, scope: Scope) -> str:
-        client = scope["client"]
+        client = other_end(scope)
         if client is not None and not is_loopback(client[0]):
             return f"A caller from {client[0]} needs a token."
         if client is not None and self.userspace:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime
 from importlib import import_module
 from importlib.util import find_spec
@@ -49,8 +49,7 @@ class Agent:
         serving = self._serving = asyncio.create_task(self._serve(self._wanted, self._app))
         yield
         serving.cancel()
-        with suppress(asyncio.CancelledError):
-            await serving
+        await asyncio.wait([serving])  # why it did not begin its callers were told
 
     async def _serve(self, wanted: asyncio.Event, ready: asyncio.Future[ASGIApp]) -> NoReturn:
         await wanted.wait()

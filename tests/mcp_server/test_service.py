@@ -8,6 +8,7 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 import httpx
+import httpx2
 import pytest
 from fastapi import FastAPI
 from mcp import Client
@@ -15,6 +16,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from tailspan_mcp.declared import SettingError
 from tailspan_mcp.server import create_server
 from tailspan_mcp.settings import Settings
+from tailspan_mcp.tools.service import upstream
 from tailspan_otel import instrument
 
 from tests.mcp_server.conftest import Serving, Told, ask, refused
@@ -286,3 +288,29 @@ def test_a_wrong_entry_is_named_with_its_rule(tmp_path: Path, text: str, said: s
     with pytest.raises(SettingError) as refusal:
         read(tmp_path, text)
     assert said in str(refusal.value) and str(tmp_path) in str(refusal.value)
+
+
+def test_a_tool_is_waited_for_as_long_as_its_declaration_says(tmp_path: Path) -> None:
+    settings = read(tmp_path, PATIENT.format(url="http://127.0.0.1:1"))
+    assert upstream(settings.services[0])._client.timeout == httpx2.Timeout(None)
+    assert settings.client().timeout == httpx2.Timeout(None)
+
+
+@pytest.mark.parametrize("name", ["from", "model_config"])
+def test_a_parameter_that_python_has_no_name_for_is_refused(tmp_path: Path, name: str) -> None:
+    text = PATIENT.replace("timeout_s = 60", f"parameters = {{{{ {name} = {{{{}}}} }}}}").format(
+        url="http://127.0.0.1:1"
+    )
+    with pytest.raises(SettingError, match=f"can be called '{name}'"):
+        read(tmp_path, text)
+
+
+def test_secrets_are_one_line_and_are_not_told(tmp_path: Path) -> None:
+    text = OWN.replace("URL", "http://127.0.0.1:1")
+    services = read(tmp_path, text, BOILER_KEY="hush\n").services
+    assert services[0].headers == {"Authorization": "Bearer hush"}
+    with pytest.raises(SettingError) as refusal:
+        read(tmp_path, text, BOILER_KEY="hush\nhush")
+    with pytest.raises(SettingError) as told:
+        Settings.read({"TAILSPAN_URL": "http://ana:hush@127.0.0.1"})
+    assert "hush" not in f"{refusal.value}{told.value}"

@@ -22,9 +22,10 @@ from tests.otel.test_capture import Kept
 SECRET: Final = b"s3cr3t-of-a-header"
 SETS: Final = 1000
 ARRANGEMENTS: Final = 100
+HUNG_UP: Final = ("", 1)  # a server knows no other end of such a connection either
 UNTRUSTED: Final[list[tuple[str, int] | None]] = [
     *(("127.0.0.2", 4000), ("100.64.0.9", 4000), ("192.168.1.7", 4000), ("fd7a:115c:a1e0::9", 4000)),
-    *(("::2", 4000), ("name", 4000), ("", 4000)),
+    *(("::2", 4000), ("name", 4000), ("", 4000), HUNG_UP),
 ]
 TRUSTED: Final[list[tuple[str, int] | None]] = [  # port 0 with a forwarded address is uvicorn's: it trusts that peer
     *(("127.0.0.1", 48268), ("::1", 48268), ("::ffff:127.0.0.1", 48268), ("100.64.0.2", 0), None),
@@ -73,7 +74,9 @@ class Service:
             answered.append(message.get("status", 0))
 
         for number, sent in enumerate(requests):
-            scope = {"type": "http", "path": f"/{number}", "headers": sent.headers, "client": sent.client}
+            server = ("/run/app.sock", None) if sent.client is None else ("127.0.0.1", 8000)
+            client = None if sent.client == HUNG_UP else sent.client
+            scope = {"type": "http", "path": f"/{number}", "headers": sent.headers, "client": client, "server": server}
             await capture(scope, asyncio.Event().wait, send)
         self.recorder.outlet.flush()
         assert answered == [204, 0] * len(requests)
@@ -111,7 +114,7 @@ def test_no_header_bytes_cost_a_span_tell_a_secret_or_give_an_untrusted_peer_an_
         assert not {category(each) for each in login or ""} & {"Cc", "Zl", "Zp", "Cs"}
         if sent.client in UNTRUSTED:
             about = (name.CALLER, name.IDENTITY_SOURCE, name.LOGIN, name.FULL_NAME, name.CLIENT_ADDRESS)
-            address = sent.client[0] if sent.client else None
+            address = sent.client[0] or None if sent.client else None
             assert [attributes.get(key) for key in about] == ["unknown", "none", None, None, address]
     assert not [record for record in caplog.records if record.exc_info or SECRET.decode() in record.getMessage()]
     caplog.clear()

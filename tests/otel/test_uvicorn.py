@@ -1,6 +1,7 @@
 """Who is calling, as a real uvicorn tells it: with its proxy headers on and off, and over a unix socket."""
 
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
@@ -325,6 +326,19 @@ def test_every_kind_of_forgery_is_counted_once_and_nothing_of_it_is_believed(
     }
     kinds = "contradicted=1,rewritten=1,untrusted=1"
     assert counted(receiver) == {name.FORGED: 3, name.FORGED_KINDS: kinds, name.UNPROVEN: 0}
+
+
+def test_who_hangs_up_at_once_is_nobody_and_no_unix_socket(receiver: Receiver, tailscaled: LocalAPI) -> None:
+    request = b"GET /forged HTTP/1.1\r\nHost: x\r\nTailscale-User-Login: ceo@example.com\r\nConnection: close\r\n\r\n"
+    with dashboard(proxy_headers=False) as url:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0)) as hasty:
+                hasty.sendall(request)
+                hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        receiver.take(10)
+    found = [span["attributes"] for span in receiver.requests]
+    told = {(each[name.CALLER], each.get(name.LOGIN)) for each in found if name.PEER_ADDRESS not in each}
+    assert told == {("unknown", None)}
 
 
 @pytest.mark.parametrize("host", ["::1", "::"])

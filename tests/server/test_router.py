@@ -1,5 +1,6 @@
 """The answers inside a host's own app, as docs/query.md shows it."""
 
+import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 
 import tailspan
 from tailspan.config import Settings
+from tailspan.demo.localapi import LocalAPI
 from tests.conftest import Launch
 from tests.server.conftest import Serving
 from tests.server.spans import export, span
@@ -53,6 +55,16 @@ def host(database: Path, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
 
 def local(app: FastAPI) -> TestClient:
     return TestClient(app, "http://127.0.0.1:8000", client=("127.0.0.1", 50000))
+
+
+def test_where_tailscaled_runs_in_userspace_mode_loopback_is_nobodys_word(database: Path, tmp_path: Path) -> None:
+    app = FastAPI()
+    with LocalAPI(tmp_path / "tailscaled.sock") as tailscaled:
+        tailscaled.status = json.dumps({**json.loads(tailscaled.status), "TUN": False}).encode()
+        app.include_router(tailspan.router(Settings(db=database, ts_socket=tmp_path / "tailscaled.sock")))
+    with local(app) as client:
+        assert client.get("/analytics/active").status_code == 401
+        assert client.delete("/analytics/people/ana@example.com").status_code == 401
 
 
 def test_two_lines_put_the_answers_into_a_hosts_app(host: FastAPI) -> None:

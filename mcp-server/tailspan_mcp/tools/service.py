@@ -28,7 +28,9 @@ def upstream(service: Service) -> Upstream:
     uds = service.url.removeprefix("unix:") if service.url.startswith("unix:") else None
     transport = httpx2.AsyncHTTPTransport(uds=uds) if uds else None
     base = "http://localhost" if uds else service.url
-    client = httpx2.AsyncClient(base_url=base, transport=transport, headers=service.headers, trust_env=False)
+    client = httpx2.AsyncClient(
+        base_url=base, transport=transport, headers=service.headers, trust_env=False, timeout=None
+    )
     return Upstream(service.name, client, f"Is it up? Its address is services.{service.name}.url in the settings.")
 
 

@@ -10,7 +10,7 @@ import pytest
 from selenium.webdriver import WebKitGTK, WebKitGTKOptions
 from selenium.webdriver.webkitgtk.service import Service
 
-from tests.stack.engines import free_port, program, until
+from tests.stack.engines import REQUIRED, free_port, program, until
 from tests.stack.page.stage import READ, Stage
 from tests.stack.page.test_views import views
 
@@ -19,7 +19,7 @@ from tests.stack.page.test_views import views
 def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     xvfb = shutil.which("Xvfb")
     if xvfb is None:
-        pytest.skip("Xvfb is missing: scripts/engines webkit")
+        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)("Xvfb is missing: scripts/engines webkit")
     reading, writing = os.pipe()
     # -displayfd: it picks a free number, and says it once it is ready
     command = [xvfb, "-displayfd", str(writing), "-screen", "0", "800x1600x24", "-nolisten", "tcp"]
