@@ -151,8 +151,8 @@ class Guard:
         device = self._holder(caller.client) if caller.tailnet and caller.client else None
         if caller.login:
             known = device is not None and device.login == caller.login
-            if not known and (device is not None or caller.source == "nginx_auth"):
-                return None  # some proxy passed on what the caller wrote himself
+            if not known and (device is not None or caller.source == "nginx_auth" or not caller.tailnet):
+                return None  # some proxy passed on what the caller wrote himself: Serve says from which tailnet address
             return Person(caller.login, (), device.kind if device and known else "unknown")
         if device is None:
             return None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tailspan.app import create_app
 from tailspan.config import Settings
@@ -15,6 +16,16 @@ from tailspan.store.duckdb import DuckDB
 from tests.server.spans import NOW
 
 Serving = Callable[..., AbstractContextManager[TestClient]]
+
+
+class OverSocket:
+    """As a server says that listens on a unix socket: without another end, at a path of its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app({**scope, "server": ("/run/tailspan.sock", None)}, receive, send)
 
 
 @pytest.fixture
@@ -34,6 +45,8 @@ def serving(database: Path) -> Serving:
     ) -> Iterator[TestClient]:
         store = DuckDB(database)
         app = create_app(Settings(db=database, **settings), store, now if callable(now) else lambda: now)
+        if peer is None:
+            app.add_middleware(OverSocket)
         try:
             caller: Any = peer  # over a unix socket there is none, which TestClient's type leaves out
             with TestClient(app, "http://127.0.0.1:8100", raise_server_exceptions=False, client=caller) as client:

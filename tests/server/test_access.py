@@ -19,6 +19,10 @@ LOOPBACK = ("127.0.0.1", 50000)
 TAILNET = ("100.64.0.9", 50000)
 
 
+HUNG_UP = ("", 1)
+ANA = {"Tailscale-User-Login": "ana@example.com", "X-Forwarded-For": "100.64.0.99"}
+
+
 @pytest.mark.parametrize(
     ("peer", "headers", "settings", "status"),
     [
@@ -38,8 +42,13 @@ TAILNET = ("100.64.0.9", 50000)
         (None, {}, {"userspace": True}, 200),
         (LOOPBACK, {"X-Forwarded-For": "100.64.0.9"}, {}, 401),
         (LOOPBACK, {"Forwarded": "for=100.64.0.9"}, {}, 401),
-        (None, {"Tailscale-User-Login": "ana@example.com"}, {}, 403),  # no list says whose tailnet she is of
-        (None, {"Tailscale-User-Login": "ana@example.com"}, {"readers": ("ana@example.com",)}, 200),
+        (None, ANA, {}, 403),  # no list says whose tailnet she is of
+        (None, ANA, {"readers": ("ana@example.com",)}, 200),
+        # Serve always says from which tailnet address
+        (None, {"Tailscale-User-Login": "ana@example.com"}, {"readers": ("ana@example.com",)}, 401),
+        (LOOPBACK, ANA | {"X-Forwarded-For": "203.0.113.9"}, {"readers": ("ana@example.com",)}, 401),
+        (HUNG_UP, {}, {}, 401),
+        (HUNG_UP, ANA, {"readers": ("ana@example.com",)}, 401),
         (LOOPBACK, {"X-Forwarded-For": "100.64.0.9"} | BEARER, {"token": TOKEN}, 200),
         (LOOPBACK, {"Host": "evil.example"}, {}, 400),
         (LOOPBACK, {"Host": "evil.example"} | BEARER, {"token": TOKEN}, 400),
