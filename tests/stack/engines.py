@@ -7,8 +7,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import randrange
 from typing import Any, Final
 
 import httpx
@@ -32,9 +33,11 @@ def program(engine: str, name: str) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """None that an outgoing connection may take before the program listens there: those are from 32768 on."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", randrange(15_000, 32_768)))
+            return int(probe.getsockname()[1])
 
 
 class Engine:
