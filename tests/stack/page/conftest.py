@@ -14,7 +14,7 @@ from tests.stack.page.stage import HOST, Stage, Watched, staged, watched
 Opens = Callable[..., AbstractContextManager[Watched]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop, which no other may run beside, ends with the module
 def chromium() -> Iterator[Browser]:
     path = program("chromium", "chromium")
     with sync_playwright() as playwright:

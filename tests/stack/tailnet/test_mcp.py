@@ -75,6 +75,7 @@ def asked(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         server = launch("tailspan", "serve", TS_SOCKET=str(node.socket), **given)
         assert server.line().startswith("tailspan listens")
         node.cli("serve", "--bg", "--http=80", f"unix:{socket}")
+        until(socket.exists, "it does not listen")
         until(lambda: len(asked.get("/analytics/tailnet/devices")["devices"]) == 3, "not all devices")
         yield asked
 
