@@ -53,6 +53,11 @@ name = "wait"
 description = "Takes its time."
 path = "/wait"
 timeout_s = 60
+[[services.factory.tools]]
+name = "wait_briefly"
+description = "Takes its time, and is given less."
+path = "/wait"
+timeout_s = 3
 """
 
 
@@ -120,20 +125,21 @@ def behind(running: Behind) -> Iterator[Behind]:
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_tools_are_listed_and_called_and_errors_come_through(behind: Behind, mode: Any) -> None:
     async with behind.client(mode) as client:
-        assert len((await client.list_tools()).tools) == 19
+        assert len((await client.list_tools()).tools) == 20
         assert (await ask(client, "get_active_users")).data["total_active"] == 0
         assert (await ask(client, "get_current_price")).data["price"] == 0.1234
         assert "'request' is no metric" in await refused(client, "query_usage", metrics=["request"])
 
 
-@pytest.mark.parametrize("mode", ["auto"])  # without sessions nobody can tell whose call an older client takes back
+# without sessions nobody can tell whose call an older client takes back: the tool's own limit ends it
+@pytest.mark.parametrize(("mode", "tool"), [("auto", "wait"), ("legacy", "wait_briefly")])
 async def test_a_call_that_is_cancelled_hangs_up_on_the_service_and_the_next_is_answered(
-    behind: Behind, mode: Any
+    behind: Behind, mode: Any, tool: str
 ) -> None:
     async with behind.client(mode) as client:
         behind.factory.fault = "slow"
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(client.call_tool, "wait", {})
+            tasks.start_soon(client.call_tool, tool, {})
             assert await anyio.to_thread.run_sync(behind.factory.asked.wait, 10)
             tasks.cancel_scope.cancel()
         assert await anyio.to_thread.run_sync(behind.factory.gone.wait, 10)
