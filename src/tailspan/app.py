@@ -26,6 +26,7 @@ from tailspan.inbox import Inbox, InProcess, OwnSpans
 from tailspan.ingest.line import Origin
 from tailspan.ingest.nginx import chosen
 from tailspan.labels import LabelsFile
+from tailspan.logfiles import LogState
 from tailspan.openapi import Document
 from tailspan.query import nanoseconds
 from tailspan.receiver import Receiver
@@ -193,7 +194,13 @@ async def _working(
 
 async def _follow_by_itself(follower: Follower, ending: asyncio.Event) -> None:
     while not ending.is_set():
-        if not await asyncio.to_thread(follower.step):
+        try:
+            more = await asyncio.to_thread(follower.step)
+        except Exception as problem:  # a defect: told in every answer, and later files may be read all the same
+            log.exception("the log cannot be followed")
+            follower.state = LogState("unreadable", f"{type(problem).__name__}: {problem}")
+            more = False
+        if not more:
             with suppress(TimeoutError):
                 await asyncio.wait_for(ending.wait(), FOLLOW_EVERY_S)
 

@@ -103,12 +103,11 @@ class Follower:
             self._trouble[path] = problem
 
     def _is_read(self, file: LogFile, seen: _Seen) -> bool:
-        """Whether it was read to its end; one in trouble was, until it changes."""
-        self._read[file.path] = seen
+        """Whether it was read to its end; one in trouble was, until it changes. Raises StoreError."""
         with self._told_of(file.path), opened(file.path) as content:
             if not self._advance(file, content, seen):
-                del self._read[file.path]
                 return False
+        self._read[file.path] = seen
         return True
 
     def _advance(self, file: LogFile, content: IO[bytes], seen: _Seen) -> bool:

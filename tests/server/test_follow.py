@@ -12,12 +12,14 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from tailspan.errors import BusyError
 from tailspan.follow import Follower
 from tailspan.ingest.line import Origin
 from tailspan.ingest.nginx import chosen
 from tailspan.store.duckdb import DuckDB
 from tailspan.witness import Witness
 from tests.conftest import Launch
+from tests.server.conftest import Serving
 from tests.server.logs import combined, identified
 from tests.server.spans import ANA, NOW, NOW_NS, export, span
 
@@ -138,6 +140,21 @@ def test_what_is_in_the_way_is_told_with_what_mends_it(store: DuckDB, log: Path)
     assert (follower.state, store.count()) == (("ok", dropped), 1)
 
 
+def test_what_the_store_did_not_take_is_read_again(store: DuckDB, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise BusyError("The disk is full.")
+
+    follower = following(store, log)
+    write(log, range(10))
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "add_lines", full)
+        assert not follower.step()
+        assert follower.state == ("unreadable", "The disk is full.")
+    while follower.step():
+        pass
+    assert (follower.state.state, store.count()) == ("ok", 10)
+
+
 def test_a_packed_file_that_is_cut_off_is_told_and_the_others_are_read(store: DuckDB, log: Path) -> None:
     write(log, range(100))
     packed = gzip.compress(b"".join(combined(f"GET /{n} HTTP/1.1").encode() for n in range(5000, 9000)))
@@ -175,6 +192,28 @@ def test_a_server_reads_its_log_while_it_answers(launch: Launch, tmp_path: Path,
     found = (person["email"], person["device"], person["current_page"])
     assert found == ("ana@example.com", "ana-laptop", "/boards")
     assert server.end()[0] == 0
+
+
+def test_a_defect_while_reading_is_told_and_the_server_reads_on(
+    serving: Serving, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = iter([True])
+    real = Follower.step
+
+    def step(follower: Follower) -> bool:
+        if next(steps, False):
+            raise RuntimeError("a defect")
+        return real(follower)
+
+    monkeypatch.setattr(Follower, "step", step)
+    write(log, range(3))
+    with serving(nginx_log=(f"{log}*",), nginx_service="dashboard") as client:
+        told = [source["message"] for source in client.get("/analytics/active").json()["sources"]]
+        assert "RuntimeError: a defect" in told
+        deadline = time.monotonic() + 20
+        while len(client.get("/analytics/access-logs?hours=24").json()["logs"]) != 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def _now() -> Any:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event, Thread
 
 import duckdb
 import pytest
@@ -94,3 +95,23 @@ def test_nothing_of_a_delivery_is_kept_where_one_part_of_it_fails(serving: Servi
         assert client.get("/analytics/access-logs").json()["summary"]["total_requests"] == 1
     with duckdb.connect(str(database)) as connection:
         assert connection.execute("SELECT count(*) FROM about").fetchall() == [(1,)]
+
+
+def test_the_state_is_told_while_others_write(database: Path) -> None:
+    store, ended = DuckDB(database), Event()
+
+    def purge() -> None:
+        while not ended.is_set():
+            store.purge(1)
+
+    writing = Thread(target=purge)
+    writing.start()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        assert {store.state(0).state for _ in range(500)} == {"no data yet"}
+    finally:
+        sys.setswitchinterval(interval)
+        ended.set()
+        writing.join()
+        store.close()

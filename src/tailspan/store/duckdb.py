@@ -465,15 +465,28 @@ class DuckDB:
             self._meaning.show(cursor, self._version, labels)
             yield cursor
 
+    def _newest_requests(self, cursor: duckdb.DuckDBPyConnection) -> dict[tuple[str, str | None], int]:
+        """By service and environment. Remembered where nobody writes just now, who would make it untrue."""
+        if (newest := self._newest) is not None:
+            return dict(newest)
+        alone = self._writing.acquire(blocking=False)
+        try:
+            newest = {(service, environment): at for service, environment, at in cursor.execute(NEWEST).fetchall()}
+            if alone:
+                self._newest = dict(newest)
+            return newest
+        finally:
+            if alone:
+                self._writing.release()
+
     def state(self, now_ns: int) -> State:
         try:
             with self._read() as cursor:
-                if self._newest is None:
-                    self._newest = {tuple(name): at for *name, at in cursor.execute(NEWEST).fetchall()}
+                requests = self._newest_requests(cursor)
                 beaten = cursor.execute(BEATEN, {"since": now_ns - DAY_NS}).fetchall()
         except StoreError as problem:
             return State("store", "unreadable", str(problem))
-        found = services(dict(self._newest), {(row[0], row[1]): (*row[2:-1], by_kind(row[-1])) for row in beaten})
+        found = services(requests, {(row[0], row[1]): (*row[2:-1], by_kind(row[-1])) for row in beaten})
         others = [service for service in found if service.service != OWN_SERVICE]
         newest = max((service.last_request_ns for service in others if service.last_request_ns), default=None)
         if newest is not None:
