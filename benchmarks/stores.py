@@ -1,8 +1,9 @@
 """Both stores over the same spans, and what the way into InfluxDB takes: `scripts/bench stores`.
 
 The spans are those of benchmarks/questions. They go through the collector into InfluxDB, and into a DuckDB file. Then
-every question is asked of both: of InfluxDB first cold (influxd started anew, the system's file cache dropped where
-that is allowed, nothing kept here), then warm.
+every question is asked of both: of InfluxDB for the first time ever (influxd started anew, the system's file cache
+dropped where that is allowed, nothing kept here), then cold (likewise, but with what the server kept when it ended),
+then warm.
 
     python -m benchmarks.stores 2000000 [FOLDER]
 
@@ -10,6 +11,7 @@ A FOLDER keeps what was written, for the next time.
 """
 
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -24,7 +26,7 @@ import httpx
 from starlette.testclient import TestClient
 
 from benchmarks.questions import NOW, fill, spans
-from tailspan import pieces
+from tailspan import pieces, shelf
 from tailspan.app import create_app
 from tailspan.config import InfluxDB, Settings
 from tailspan.encode import batches
@@ -110,22 +112,30 @@ def _ask(influxd: Influxd, folder: Path, count: int) -> None:
     there = InfluxDB(influxd.url, influxd.token, influxd.org, influxd.bucket, timeout_ms=600_000)
     with _client(Settings(db=embedded.path), embedded) as client:
         floor = {question: _warm(client, question) for question in QUESTIONS}
-    print("  cold   warm  DuckDB  (seconds)")
+    print(" first   cold   warm  DuckDB  (seconds)")
     local = DuckDB(folder / "local.duckdb")
-    for module in (pieces, influxdb):
+    for module in (pieces, influxdb, shelf):
         module.time = _Then  # type: ignore[attr-defined]
     for question in QUESTIONS:
-        influxd.end()
-        with suppress(OSError):
-            Path("/proc/sys/vm/drop_caches").write_text("3")
-        influxd.start()
-        with _client(Settings(influxdb=there), local) as client:
+        shutil.rmtree(folder / "local.duckdb.pieces", ignore_errors=True)
+        with _all_cold(influxd), _client(Settings(influxdb=there), local) as client:
+            first = _timed(client, question)
+        with _all_cold(influxd), _client(Settings(influxdb=there), local) as client:
             cold = _timed(client, question)
             warm = _warm(client, question)
-        print(f"{cold:6.2f} {warm:6.2f}  {floor[question]:6.2f}  {question}", flush=True)
+        print(f"{first:6.2f} {cold:6.2f} {warm:6.2f}  {floor[question]:6.2f}  {question}", flush=True)
     print(f"influxd after the questions: {_memory(influxd.pid):.0f} MB; this process: {_memory(os.getpid()):.0f} MB")
     local.close()
     embedded.close()
+
+
+@contextmanager
+def _all_cold(influxd: Influxd) -> Iterator[None]:
+    influxd.end()
+    with suppress(OSError):
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    influxd.start()
+    yield
 
 
 @contextmanager

@@ -1,28 +1,27 @@
 """What was fetched from InfluxDB, by part of a question and piece of time, and kept while it is right.
 
 The newest minutes of any question are fetched as points, all of them, and kept for a second: the parts of all questions
-of an answer share them. What is older stays, on disk, for as long as the process runs: until the number of its points
-or the sum of their durations changes.
+of an answer share them. What is older stays, on disk, also from one start of the server to the next: until the number
+of its points or the sum of their durations changes.
 """
 
 import tempfile
 import time
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import duckdb
 
-from tailspan import flux, points
+from tailspan import flux, points, shelf
 from tailspan.bucket import Bucket
 from tailspan.flux import Part, Stream
 from tailspan.points import Table
 from tailspan.query import Range
+from tailspan.shelf import MOST_DAYS, Counts, Kept, Run
 from tailspan.zone import DAY_NS, day_range, days_of
 
 AT_ONCE: Final = 4  # questions to InfluxDB
@@ -32,29 +31,9 @@ LATE_NS: Final = 5 * 60 * 10**9  # and are at least this long: few points come l
 FRESH_S = 60.0  # how old the counts of what is older may be
 NEW_FRESH_S = 5.0  # likewise where it ended within these last hours, and some may still be on their way
 NEW_NS: Final = 2 * 3600 * 10**9
-MOST_DAYS: Final = 400  # more are one piece
 MOST_ROWS: Final = 20_000_000
 MOST_KEPT: Final = 4_000
 MOST_NEW: Final = 1_000
-
-Counts = Counter[tuple[str, str | None]]  # how many points and how long, by source
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Time that was fetched at once, and how it was counted just before."""
-
-    of: Range
-    counted: Counts
-
-
-class Kept(NamedTuple):
-    """Rows of one part and piece, in the table `kept`."""
-
-    number: int
-    rows: int
-    fetched: float
-    run: Run | None  # None where it is kept for a second
 
 
 class Plan(NamedTuple):
@@ -78,17 +57,16 @@ class Loaded(NamedTuple):
 
 
 class Pieces:
-    """Not for several threads at once. Raises what Bucket raises."""
+    """Not for several threads at once. Raises what Bucket raises. `connection`: of shelf.opened."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, bucket: Bucket, folder: Path) -> None:
-        connection.execute(points.SCHEMA)
         self.folder = folder
         self.learned = 0  # how often something new came into `about`
         self._tidied = 0  # how often that was, when what is no longer kept was let go of there too
         self._bucket = bucket
         self._asking = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tailspan-influxdb")
-        self._last = 0
-        self._kept: dict[Part, dict[Range, Kept]] = {}
+        self._kept = shelf.noted(connection)
+        self._last = max((one.number for kept in self._kept.values() for one in kept.values()), default=0)
         self._counted: dict[Range, tuple[float, Counts]] = {}
 
     def close(self) -> None:
@@ -177,11 +155,11 @@ class Pieces:
             f"INSERT INTO kept SELECT {self._last}, {columns} FROM arrived WHERE start_ns >= ? AND start_ns < ?",
             [*piece],
         ).fetchall()[0]
-        self._kept[part][piece] = Kept(self._last, rows, time.monotonic(), run)
+        kept = self._kept[part][piece] = Kept(self._last, rows, time.monotonic(), run)
+        shelf.note(cursor, part, piece, kept)
 
     def _let_go(self, cursor: duckdb.DuckDBPyConnection, part: Part, piece: Range) -> None:
-        """Whoever asks these rows at this moment has them still: by a transaction."""
-        cursor.execute("DELETE FROM kept WHERE number_kept = ?", [self._kept[part].pop(piece).number])
+        shelf.strike(cursor, self._kept[part].pop(piece).number)
 
     def _count(self, of: Range) -> Counts:
         now = time.monotonic()
@@ -233,7 +211,7 @@ class Pieces:
 
 
 def _days(of: Range, zone: str) -> list[Range]:
-    """The whole local days that the range touches; none of a range that is longer than any question's."""
+    """The whole local days that the range touches; none of a longer range, which is one piece."""
     if of.end_ns - of.start_ns > MOST_DAYS * DAY_NS:
         return []
     return [Range(*day_range(zone, day)) for day in days_of(zone, *of)]

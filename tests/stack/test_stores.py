@@ -1,7 +1,8 @@
 """Two stores, one answer: what went through the collector into InfluxDB, held to the definitions in plain Python."""
 
 import json
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -138,6 +139,17 @@ class Stored:
         store = InfluxDB(replace(known, **changed), local)
         self.opened += [local, store]
         return store
+
+    def again(self, between: Callable[[Path], None]) -> InfluxDB:
+        """As a server that starts anew opens it. `between` is told the folder of pieces."""
+        local, store = self.opened[-2:]
+        pieces = self.folder / f"local-{len(self.opened) - 2}.duckdb.pieces"
+        shutil.copytree(pieces, pieces.with_suffix(".killed"))
+        store.close()
+        local.close()
+        del self.opened[-2:]
+        between(pieces)
+        return self.open()
 
     def close(self) -> None:
         for opened in reversed(self.opened):
@@ -429,6 +441,42 @@ def test_a_late_request_of_a_day_that_is_over_is_seen_when_its_days_are_counted_
         right = answer(query, [*first, late], [])
         until(lambda: made.store.run(query) == right, "the late request is not counted", patience=10)
         assert again < asked
+
+
+def as_killed(pieces: Path) -> None:
+    shutil.rmtree(pieces)
+    pieces.with_suffix(".killed").rename(pieces)
+    (pieces / "tmp1234").mkdir()
+
+
+def as_ended(pieces: Path) -> None:
+    """Nothing is changed."""
+
+
+def damaged(pieces: Path) -> None:
+    (pieces / "pieces.duckdb").write_bytes(b"no database" * 1000)
+
+
+@pytest.mark.parametrize(("between", "fewer"), [(as_killed, True), (as_ended, True), (damaged, False)])
+def test_what_was_fetched_outlives_the_server_while_it_is_right(
+    influxd: Influxd, tmp_path: Path, between: Callable[[Path], None], fewer: bool
+) -> None:
+    days = Range(WORLD[0].start_ns - 10 * 86400 * SECOND, WORLD[0].start_ns)
+    first = kept([at((days.start_ns - WORLD[0].start_ns) / SECOND + 86400 * n) for n in range(1, 9)])
+    query = Aggregate(
+        range=Range(first[0].start_ns - SECOND, first[-1].start_ns + SECOND), metrics=("requests", "accesses")
+    )
+    with stored(influxd, tmp_path, first) as made:
+        store = made.open()
+        assert store.run(query) == answer(query, first, [])
+        asked = len(store.took_ms)
+        store = made.again(between)
+        assert store.run(query) == answer(query, first, [])
+        assert (len(store.took_ms) < asked) == fewer
+        late = first[4]._replace(trace_id=b"l" * 16, span_id=b"l" * 8, start_ns=first[4].start_ns + SECOND)
+        made.send([late])
+        shutil.rmtree(made.folder / "local-2.duckdb.killed", ignore_errors=True)
+        assert made.again(as_ended).run(query) == answer(query, [*first, late], [])
 
 
 HOSTILE: Final = ('eve"@example.com', "eve' OR true--", "eve AND kind", "Zoë@example.com")

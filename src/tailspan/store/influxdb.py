@@ -3,7 +3,6 @@
 flux.py says what a question needs of it, pieces.py fetches that, and sql.py asks it as it asks the embedded store's.
 """
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar, overload
 
 import duckdb
 
-from tailspan import flux, points, sql
+from tailspan import flux, points, shelf, sql
 from tailspan.bucket import Bucket
 from tailspan.config import InfluxDB as Settings
 from tailspan.errors import SlowError, StoreError
@@ -84,13 +83,10 @@ class InfluxDB:
     def __init__(self, settings: Settings, local: DuckDB, collector: Receiver | None = None) -> None:
         self.bucket = Bucket(settings)
         self._local = local
-        self._folder = local.path.with_name(f"{local.path.name}.pieces")  # nobody else's: we hold the database
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(mode=0o700)
-        self._connection = duckdb.connect(
-            str(self._folder / "pieces.duckdb"), config={**OPTIONS, "memory_limit": "256MB"}
-        )
-        self._pieces = Pieces(self._connection, self.bucket, self._folder)
+        folder = local.path.with_name(f"{local.path.name}.pieces")  # nobody else's: we hold the database
+        of = (settings.url, settings.org, settings.bucket)
+        self._connection = shelf.opened(folder, of, {**OPTIONS, "memory_limit": "256MB"})
+        self._pieces = Pieces(self._connection, self.bucket, folder)
         self._meaning = Described(self._connection)
         self.lines = LogLines(self._connection, self._pieces.arrive, self.bucket, local, collector)
         self._loading = threading.RLock()
@@ -109,7 +105,6 @@ class InfluxDB:
         self._pieces.close()
         self.bucket.close()
         self._connection.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def took_ms(self) -> list[float]:
