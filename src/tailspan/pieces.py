@@ -26,6 +26,7 @@ from tailspan.zone import DAY_NS, day_range, days_of
 
 AT_ONCE: Final = 4  # questions to InfluxDB
 OPEN_S: Final = 1.0  # how old the newest minutes may be
+LEISURE: Final = 4  # or so many times as old as it takes to fetch them: an answer's parts are to share them then too
 STEP_NS: Final = 15 * 60 * 10**9  # they begin with a quarter of an hour: there are zones a quarter of an hour apart
 LATE_NS: Final = 5 * 60 * 10**9  # and are at least this long: few points come later
 FRESH_S = 60.0  # how old the counts of what is older may be
@@ -113,6 +114,7 @@ class Pieces:
             self._let_go(cursor, part, piece)
 
     def _fetch(self, cursor: duckdb.DuckDBPyConnection, plans: Sequence[Plan]) -> None:
+        began = time.monotonic()
         runs = [self._counted_runs(plan) for plan in plans]  # before what is counted is fetched
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             asked = [self._ask(plan.part, plan.gaps, Path(folder)) for plan in plans]
@@ -121,10 +123,11 @@ class Pieces:
                     if plan.gaps:
                         points.arrive(cursor, plan.part, [answer.result() for answer in answers])
                         self.learned += points.learn(cursor)
+                    now = time.monotonic()
+                    until = now + max(OPEN_S, LEISURE * (now - began))
                     for gap in plan.gaps:
-                        self._keep(
-                            cursor, plan.part, gap, next((run for run in counted if _overlap(run.of, gap)), None)
-                        )
+                        run = next((run for run in counted if _overlap(run.of, gap)), None)
+                        self._keep(cursor, plan.part, gap, run, until)
             finally:
                 wait([answer for answers in asked for answer in answers])
 
@@ -147,7 +150,7 @@ class Pieces:
         with self._bucket.ask(stream, ranges) as lines:
             return points.saved(lines, Path(tempfile.mkdtemp(dir=folder)))
 
-    def _keep(self, cursor: duckdb.DuckDBPyConnection, part: Part, piece: Range, run: Run | None) -> None:
+    def _keep(self, cursor: duckdb.DuckDBPyConnection, part: Part, piece: Range, run: Run | None, until: float) -> None:
         """What arrived, as far as it is of the piece."""
         self._last += 1
         columns = ", ".join(points.KEPT)
@@ -155,7 +158,7 @@ class Pieces:
             f"INSERT INTO kept SELECT {self._last}, {columns} FROM arrived WHERE start_ns >= ? AND start_ns < ?",
             [*piece],
         ).fetchall()[0]
-        kept = self._kept[part][piece] = Kept(self._last, rows, time.monotonic(), run)
+        kept = self._kept[part][piece] = Kept(self._last, rows, until, run)
         shelf.note(cursor, part, piece, kept)
 
     def _let_go(self, cursor: duckdb.DuckDBPyConnection, part: Part, piece: Range) -> None:
@@ -194,7 +197,7 @@ class Pieces:
         now = time.monotonic()
         for part, piece in self._pieces():
             kept = self._kept[part][piece]
-            if kept.run is None and kept.fetched < now - OPEN_S:
+            if kept.run is None and kept.until < now:
                 self._let_go(cursor, part, piece)
         left = sorted(self._pieces(), key=lambda one: self._kept[one[0]][one[1]].number, reverse=True)
         rows = accumulate(self._kept[part][piece].rows for part, piece in left)

@@ -52,8 +52,8 @@ class Kept(NamedTuple):
 
     number: int
     rows: int
-    fetched: float
-    run: Run | None  # None where it is kept for a second, and not noted
+    until: float  # time.monotonic(), where there is no run: that is kept for a second or so, and not noted
+    run: Run | None
 
 
 def opened(
@@ -88,7 +88,7 @@ def _tidy(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
 
 
 def note(cursor: duckdb.DuckDBPyConnection, part: Part, piece: Range, kept: Kept) -> None:
-    """Nothing of what is kept for a second."""
+    """Nothing of what is kept for a moment."""
     if kept.run:
         counted = [[*name, count] for name, count in kept.run.counted.items()]
         row = [kept.number, json.dumps(part), *piece, kept.rows, json.dumps([kept.run.of, counted])]
