@@ -81,7 +81,7 @@ PROXIES: Final = (
 )
 FUNNEL: Final = b"tailscale-funnel-request"
 FORWARDED_FOR: Final = b"x-forwarded-for"
-REAL_IP: Final = b"x-real-ip"  # nginx's; Serve, which passes on the caller's own, always sends X-Forwarded-For
+REAL_IP: Final = b"x-real-ip"  # nginx's; Serve passes on the caller's own, beside the X-Forwarded-For of its own
 READ: Final = tuple(name for proxy in PROXIES for name in (proxy.login, proxy.name, proxy.beside) if name)
 # what only a proxy of Tailscale's sends: from anybody else it is forged
 IDENTITY_HEADERS: Final = frozenset(
@@ -98,8 +98,10 @@ class Caller:
 
     The same headers give the same object (compared by identity, which makes it a cheap key). `forged` is what in the
     request was written by somebody who may not: untrusted (identity headers from a peer that is no proxy of ours),
-    contradicted (a proxy passed on headers that do not agree), rewritten (uvicorn trusts everybody, and took the
-    caller's word for the address), forwarded (an X-Forwarded-For that names a tailnet address nobody vouches for).
+    rewritten (uvicorn took the caller's word for the address), disputed (X-Forwarded-For and X-Real-IP name two
+    addresses), contradicted (a proxy passed on headers that do not agree), addressless (a login without the tailnet
+    address that it would come from), forwarded (an X-Forwarded-For that names a tailnet address nobody vouches
+    for).
     """
 
     kind: str  # person | funnel | local | unknown; whois adds tagged and shared
@@ -160,14 +162,18 @@ class Identify:
 
     def __call__(self, client: tuple[str, int] | None, headers: Headers) -> Caller:
         host, port = client or (None, None)
-        forwarded = headers.get(FORWARDED_FOR, headers.get(REAL_IP))
-        hops = None if forwarded is None else forwarded[-512:]
+        forwarded = _end_of(headers, FORWARDED_FOR)
+        if host is not None and port and forwarded is not None and _writes(forwarded, host, port):
+            return _REWRITTEN
         # uvicorn writes port 0 where a peer that it trusts sent X-Forwarded-For: that peer is the proxy
-        rewritten = port == 0 and FORWARDED_FOR in headers
+        rewritten = port == 0 and forwarded is not None
+        real = _end_of(headers, REAL_IP)
         if host is not None and not rewritten and not self._trusts(host):
+            hops = real if forwarded is None else forwarded
             return _untrusted(host, hops, not IDENTITY_HEADERS.isdisjoint(headers))
         peer, written = (None, host) if rewritten else (host, None)
-        return self._vouched(peer, written, host is None, hops, FUNNEL in headers, tuple(map(headers.get, READ)))
+        values = tuple(map(headers.get, READ))
+        return self._vouched(peer, written, host is None, forwarded, real, FUNNEL in headers, values)
 
     def _read_vouched(
         self,
@@ -175,13 +181,18 @@ class Identify:
         written: str | None,
         unix: bool,
         forwarded: bytes | None,
+        real: bytes | None,
         funnel: bool,
         values: tuple[bytes | None, ...],
     ) -> Caller:
-        hops = _hops(forwarded)
+        hops = _hops(real if forwarded is None else forwarded)
         # the right-most that is no proxy of ours: what stands left of it was written by the caller
         place = next((at for at in reversed(range(len(hops))) if not self._trusts(hops[at])), None)
         hop = None if place is None else hops[place]
+        if written is not None and self._differs(written, hop):
+            return _REWRITTEN
+        if forwarded is not None and real is not None and self._differs(_hops(real)[-1], hop):
+            return Caller("unknown", peer=peer, client=peer and _canonical(peer), unix=unix, forged="disputed")
         address = hop if hop is not None and parse(hop) else None
         caller = Caller(
             "local" if hop is None else "unknown",
@@ -189,13 +200,18 @@ class Identify:
             client=address or (peer and _canonical(peer)),
             tailnet=address is not None and is_tailnet(address),
             unix=unix,
-            forged=_misplaced(hops[:place], hop, written) if hop is not None else None,
+            forged="forwarded" if _names_others(hops[:place], hop) else None,
         )
         if funnel and not caller.tailnet:
             return replace(caller, kind="funnel")
         if funnel:  # what comes through Funnel has a public address
             caller = replace(caller, forged="contradicted")
         return _named(caller, dict(zip(READ, values, strict=True)))
+
+    def _differs(self, told: str, hop: str | None) -> bool:
+        """Whether `told` is another caller's address than the believed entry, and no proxy of ours."""
+        address = _canonical(told)
+        return address != hop and not self._trusts(address)
 
 
 def _named(caller: Caller, headers: dict[bytes, bytes | None]) -> Caller:
@@ -210,6 +226,9 @@ def _named(caller: Caller, headers: dict[bytes, bytes | None]) -> Caller:
     proxy, login = said[0]
     if any(other != login for _, other in said):
         return replace(caller, kind="unknown", forged="contradicted")
+    # Serve always says from which address, and of any other than a tailnet's nginx-auth knows nobody
+    if not caller.tailnet and (proxy.source == "serve_header" or caller.kind != "local"):
+        return replace(caller, kind="unknown", forged="addressless")
     full_name = proxy.text(headers[proxy.name] or b"")
     return replace(caller, kind="person", source=proxy.source, login=login, full_name=full_name)
 
@@ -218,11 +237,28 @@ def _hops(forwarded: bytes | None) -> list[str]:
     return [] if forwarded is None else [_canonical(hop.strip()) for hop in forwarded.decode("latin-1").split(",")]
 
 
-def _misplaced(others: list[str], believed: str, written: str | None) -> str | None:
-    """What is wrong with the entries before the one that is believed, if anything."""
-    if others and written is not None and _canonical(written) == others[0] != believed:
-        return "rewritten"
-    return "forwarded" if any(other != believed and is_tailnet(other) for other in others) else None
+def _names_others(others: list[str], believed: str | None) -> bool:
+    """Whether a tailnet address is among the entries before the one that is believed."""
+    return believed is not None and any(other != believed and is_tailnet(other) for other in others)
+
+
+def _end_of(headers: Headers, name: bytes) -> bytes | None:
+    """A header's last 512 bytes, which proxies wrote, if it was sent."""
+    value = headers.get(name)
+    return value if value is None else value[-512:]
+
+
+def _writes(forwarded: bytes, host: str, port: int) -> bool:
+    """Whether an entry is that address with that port: then uvicorn took the peer from there, or may have."""
+    ending = f":{port}".encode()
+    return ending in forwarded and any(
+        entry.strip() in (host.encode() + ending, b"[%b]%b" % (host.encode(), ending))
+        for entry in forwarded.split(b",")
+    )
+
+
+# uvicorn believed somebody whom we do not: who is at the connection's other end is not known, nor what that one may say
+_REWRITTEN: Final = Caller("unknown", vouched=False, forged="rewritten")
 
 
 @lru_cache(1024)

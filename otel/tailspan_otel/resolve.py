@@ -40,7 +40,7 @@ class Resolve:
         """Waits at most `wait_s` seconds for each answer of tailscaled's; on the request's path that has to be 0."""
         if connection is not None and (node := self._whois.settled(connection, wait_s)) is not None:
             itself = self._seen_from_here(_past_serve(caller, node))
-            return Who(itself, node, forged="bypass" if _claims(caller) else caller.forged)
+            return Who(itself, node, forged="bypass" if _claims(caller) else None)
         node, forged = self._device(caller, wait_s), caller.forged
         if node is not None and caller.login is not None and caller.login != node.login:
             node, contradicts = self._doubted(caller, node, wait_s)
@@ -79,7 +79,7 @@ def _agree(caller: Caller, node: Node) -> bool:
 
 
 def _claims(caller: Caller) -> bool:
-    return caller.login is not None or caller.kind == "funnel" or caller.tailnet
+    return caller.login is not None or caller.kind == "funnel" or caller.tailnet or caller.forged is not None
 
 
 @lru_cache(1024)

@@ -51,7 +51,16 @@ FORGED: Final[dict[str, tuple[str, str | None]]] = {
     ),
     "rewritten": (
         "wrote their address themselves, and uvicorn believed it",
-        "Name the proxy in FORWARDED_ALLOW_IPS: it is '*'.",
+        "Name the proxy, and nobody else, in FORWARDED_ALLOW_IPS: it is '*', or trusts more than we do.",
+    ),
+    "disputed": (
+        "came with an X-Real-IP that is not the address in X-Forwarded-For, so that neither was believed",
+        "Let the proxy set both or blank one. In nginx: proxy_set_header X-Real-IP ''; behind Serve a caller wrote it.",
+    ),
+    "addressless": (
+        "carried a login without the tailnet address that it would come from",
+        "A proxy passes the login on and not X-Forwarded-For. In nginx: proxy_set_header Tailscale-User-Login ''; "
+        "behind Serve: proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;",
     ),
     "forwarded": (
         "named a tailnet address in X-Forwarded-For that nobody vouches for",

@@ -30,10 +30,13 @@ WEBAUTH: Headers = {  # the same as nginx-auth's README passes it on
 }
 
 
-def captured(name: str) -> Headers:
-    """The headers a real `tailscale serve` sent, as an ASGI server passes them on."""
+def captured(name: str, made_up: bool = False) -> Headers:
+    """The headers a real `tailscale serve` sent, as an ASGI server passes them on.
+
+    `made_up`: with the X-Real-IP that the caller had sent, and Serve had let pass.
+    """
     headers = json.loads((FIXTURES / f"{name}.json").read_text())["headers"]
-    return {key.lower().encode(): value.encode() for key, value in headers}
+    return {key.lower().encode(): value.encode() for key, value in headers if made_up or key != "X-Real-Ip"}
 
 
 def read(client: tuple[str, int] | None, headers: Headers) -> dict[str, Any]:
@@ -46,6 +49,10 @@ def read(client: tuple[str, int] | None, headers: Headers) -> dict[str, Any]:
 
 PERSON = {"kind": "person", "source": "serve_header", "tailnet": True}
 ALICE = {**PERSON, "login": "alice@example.com", "full_name": "Alice Architect", "client": "100.64.0.2"}
+FROM_PROXY = {"peer": "127.0.0.1", "client": "127.0.0.1"}
+DISPUTED = {**FROM_PROXY, "forged": "disputed"}
+ADDRESSLESS = {**FROM_PROXY, "forged": "addressless"}
+REWRITTEN = {"vouched": False, "forged": "rewritten"}
 ZOE = {**PERSON, "login": "zoe@example.com", "full_name": "Zoë Müller 漢字", "client": "100.64.0.3"}
 
 
@@ -60,8 +67,13 @@ ZOE = {**PERSON, "login": "zoe@example.com", "full_name": "Zoë Müller 漢字",
         (
             ("9.9.9.9", 0),
             {**SERVE, b"x-forwarded-for": b"9.9.9.9, 100.64.0.2"},  # and believed the left-most
-            {**ALICE, "forged": "rewritten"},
+            REWRITTEN,
         ),
+        (("9.9.9.9", 0), SERVE, REWRITTEN),  # nor is it any other than the one that we would take
+        (("100.64.0.2", 0), {b"x-forwarded-for": b"8.8.8.8, 100.64.0.2, 9.9.9.9"}, REWRITTEN),
+        (("100.64.0.2", 4000), {**SERVE, b"x-forwarded-for": b"100.64.0.2:4000"}, REWRITTEN),  # with a port of its own
+        (("100.64.0.2", 4000), {**SERVE, b"x-forwarded-for": b"[100.64.0.2]:4000, 9.9.9.9"}, REWRITTEN),
+        (("127.0.0.1", 0), {**SERVE, b"x-forwarded-for": b"127.0.0.1"}, {"forged": "addressless"}),
         (("::1", 5), SERVE, {**ALICE, "peer": "::1"}),
         (("::ffff:127.0.0.1", 5), SERVE, {**ALICE, "peer": "::ffff:127.0.0.1"}),
         (PROXY, {**SERVE, b"x-forwarded-for": b"::ffff:100.64.0.2"}, {**ALICE, "peer": "127.0.0.1"}),
@@ -78,7 +90,29 @@ ZOE = {**PERSON, "login": "zoe@example.com", "full_name": "Zoë Müller 漢字",
         ),
         (PROXY, {**SERVE, b"x-forwarded-for": b"100.64.0.2, 100.64.0.2"}, {**ALICE, "peer": "127.0.0.1"}),
         (PROXY, {b"x-real-ip": b"100.64.0.2"}, {"peer": "127.0.0.1", "client": "100.64.0.2", "tailnet": True}),
-        (PROXY, {**SERVE, b"x-real-ip": b"100.64.0.9"}, {**ALICE, "peer": "127.0.0.1"}),  # Serve passes on the caller's
+        (PROXY, {**SERVE, b"x-real-ip": b"100.64.0.9"}, DISPUTED),  # one of the two is the caller's own
+        (PROXY, captured("serve-http-alice-laptop", made_up=True), DISPUTED),
+        (None, captured("serve-unix-alice", made_up=True), {"unix": True, "forged": "disputed"}),
+        (PROXY, {**SERVE, b"x-forwarded-for": b"127.0.0.1", b"x-real-ip": b"100.64.0.2"}, DISPUTED),
+        (PROXY, {**SERVE, b"x-real-ip": b"nobody"}, DISPUTED),
+        (PROXY, {**SERVE, b"x-real-ip": b"100.64.0.2"}, {**ALICE, "peer": "127.0.0.1"}),
+        (PROXY, {**SERVE, b"x-real-ip": b"::ffff:100.64.0.2"}, {**ALICE, "peer": "127.0.0.1"}),
+        (PROXY, {**SERVE, b"x-real-ip": b"127.0.0.1"}, {**ALICE, "peer": "127.0.0.1"}),  # nginx's, which Serve came to
+        (
+            PROXY,
+            {b"tailscale-funnel-request": b"?1", b"x-forwarded-for": b"203.0.113.9", b"x-real-ip": b"100.64.0.2"},
+            DISPUTED,
+        ),
+        (PROXY, {b"tailscale-user-login": b"alice@example.com"}, ADDRESSLESS),  # Serve always says from where
+        (None, {b"tailscale-user-login": b"alice@example.com"}, {"unix": True, "forged": "addressless"}),
+        (PROXY, {**SERVE, b"x-forwarded-for": b"203.0.113.9"}, {**ADDRESSLESS, "client": "203.0.113.9"}),
+        (PROXY, {**SERVE, b"x-forwarded-for": b"unknown"}, ADDRESSLESS),
+        (
+            PROXY,
+            {b"tailscale-user": b"alice@example.com"},  # as nginx-auth's README has it
+            {"kind": "person", "source": "nginx_auth", "login": "alice@example.com", **FROM_PROXY},
+        ),
+        (PROXY, {**NGINX_AUTH, b"x-forwarded-for": b"203.0.113.9"}, {**ADDRESSLESS, "client": "203.0.113.9"}),
         (PROXY, NGINX_AUTH, {**ALICE, "source": "nginx_auth", "peer": "127.0.0.1"}),
         (PROXY, WEBAUTH, {**ALICE, "source": "nginx_auth", "peer": "127.0.0.1"}),
         (

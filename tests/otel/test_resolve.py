@@ -273,6 +273,8 @@ class TestUserspace:
         assert told(who) == (*CI, True, "bypass")
         assert told(ask((host, 55264), b"100.64.0.2")) == (*CI, True, "bypass")
 
+        assert told(ask((host, 55264), tailscale_user_login=CEO)) == (*CI, True, "bypass")
+        assert told(ask((host, 55264), b"203.0.113.9", x_real_ip=b"100.64.0.2")) == (*CI, True, "bypass")
     def test_who_comes_past_serve_and_claims_nothing_has_forged_nothing(self, ask: Ask) -> None:
         assert told(ask(("127.0.0.1", 55264))) == (*CI, True, None)
 

@@ -36,7 +36,11 @@ IDENTITY = (
     name.GUESS,
 )
 # many-hops, our-own-hop-last and a-word-last name a tailnet address that nobody vouches for
-COUNTED = {name.FORGED: 3, name.FORGED_KINDS: "forwarded=3", name.UNPROVEN: 0}
+COUNTED = {
+    name.FORGED: 8,
+    name.FORGED_KINDS: "addressless=1,disputed=4,forwarded=3",
+    name.UNPROVEN: 0,
+}
 IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15"
 ALICE_V6, ZOE_V6 = "fd7a:115c:a1e0:ab12:4843:cd96:6240:2", "fd7a:115c:a1e0:ab12:4843:cd96:6240:3"
 
@@ -132,6 +136,15 @@ CASES: dict[str, tuple[Headers, Identity]] = {
     ),
     "v4-in-v6": (forwarded("::ffff:100.64.0.4"), CI),
     "nobody-before": ([], LOCAL),
+    "serve-passes-a-real-ip-on": ([*captured("serve-http-alice-laptop"), ("X-Real-Ip", "7.7.7.7")], UNKNOWN),
+    "behind-an-nginx-that-sets-x-real-ip-alone": (
+        [*captured("serve-http-alice-laptop"), ("X-Real-IP", "100.64.0.4")],
+        UNKNOWN,
+    ),
+    "and-says-that-it-is-the-proxy": (forwarded("127.0.0.1", ("X-Real-IP", "100.64.0.4")), UNKNOWN),
+    "no-address": (forwarded("100.64.0.2", ("X-Real-IP", "nobody")), UNKNOWN),
+    "both-agree": (forwarded("100.64.0.4", ("X-Real-IP", "100.64.0.4")), CI),
+    "a-login-from-nowhere": ([("Tailscale-User-Login", "ceo@example.com")], UNKNOWN),
 }
 
 
@@ -270,7 +283,7 @@ def test_a_userspace_tailscaled_leaves_headers_over_tcp_unproven_and_those_over_
     receiver: Receiver, tailscaled: LocalAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TAILSPAN_USERSPACE")
-    monkeypatch.setattr(whois, "STATUS_S", 10_000.0)  # not asked again when this tailscaled is gone
+    monkeypatch.setattr(whois, "MODE_S", 10_000.0)
     with dashboard() as url, client(url) as visitor:
         ask_all(visitor, {"ci": CASES["ci"]})
         receiver.take(1)  # tailscaled said who that is, and before that how it runs
@@ -316,16 +329,21 @@ def test_every_kind_of_forgery_is_counted_once_and_nothing_of_it_is_believed(
         client(url) as proxy,
         client(url, local_address="127.0.0.2") as neighbour,
     ):
+        two = [*forwarded("100.64.0.2"), *forwarded("100.64.0.4")]
         ask_all(proxy, {"contradicted": (passed_on, {}), "rewritten": (forwarded("100.64.0.2, 100.64.0.4"), {})})
+        ask_all(proxy, {"rewritten-too": (two, {}), "with-a-port": (forwarded("100.64.0.2:4000"), {})})
+        ask_all(proxy, {"disputed": (forwarded("100.64.0.2", ("X-Real-IP", "100.64.0.4")), {})})
         ask_all(neighbour, {"untrusted": ([("Tailscale-User-Login", "ceo@example.com")], {})})
-    found = identities(receiver, 3)
+        ask_all(proxy, {"addressless": ([("Tailscale-User-Login", "ceo@example.com")], {})})
+    found = identities(receiver, 7)
     assert {case: (found[case][name.CALLER], found[case].get(name.LOGIN)) for case in found} == {
         "contradicted": ("tagged", None),
-        "rewritten": ("tagged", None),
-        "untrusted": ("unknown", None),
+        **dict.fromkeys(
+            ("rewritten", "rewritten-too", "with-a-port", "disputed", "untrusted", "addressless"), ("unknown", None)
+        ),
     }
-    kinds = "contradicted=1,rewritten=1,untrusted=1"
-    assert counted(receiver) == {name.FORGED: 3, name.FORGED_KINDS: kinds, name.UNPROVEN: 0}
+    kinds = "addressless=1,contradicted=1,disputed=1,rewritten=3,untrusted=1"
+    assert counted(receiver) == {name.FORGED: 7, name.FORGED_KINDS: kinds, name.UNPROVEN: 0}
 
 
 def test_who_hangs_up_at_once_is_nobody_and_no_unix_socket(receiver: Receiver, tailscaled: LocalAPI) -> None:

@@ -368,7 +368,8 @@ def test_doctor_names_the_broken_link_and_its_fix(
 
 def test_doctor_tells_of_each_kind_of_forgery_and_its_fix(start: Start) -> None:
     server = start()
-    counts: dict[str, Any] = {"forged": 4, "forged.kinds": "contradicted=1,untrusted=2", "unproven": 0}
+    kinds = "addressless=5,contradicted=1,disputed=4,rewritten=3,untrusted=2"
+    counts: dict[str, Any] = {"forged": 16, "forged.kinds": kinds, "unproven": 0}
     server.deliver(span(1, ago=2), beat(2, ago=1, **counts))
     ended = run("doctor", "--json", TAILSPAN_URL=server.url)
     found = {one["message"]: one["fix"] for one in json.loads(ended.stdout) if "requests" in one["message"]}
@@ -378,6 +379,18 @@ def test_doctor_tells_of_each_kind_of_forgery_and_its_fix(start: Start) -> None:
         ),
         "2 requests carried identity headers from an untrusted peer in the last 24 hours": (
             "If it is your proxy: TAILSPAN_TRUSTED_PEERS."
+        ),
+        "3 requests wrote their address themselves, and uvicorn believed it in the last 24 hours": (
+            "Name the proxy, and nobody else, in FORWARDED_ALLOW_IPS: it is '*', or trusts more than we do."
+        ),
+        "4 requests came with an X-Real-IP that is not the address in X-Forwarded-For, so that neither was believed in "
+        "the last 24 hours": (
+            "Let the proxy set both or blank one. In nginx: proxy_set_header X-Real-IP ''; "
+            "behind Serve a caller wrote it."
+        ),
+        "5 requests carried a login without the tailnet address that it would come from in the last 24 hours": (
+            "A proxy passes the login on and not X-Forwarded-For. In nginx: proxy_set_header Tailscale-User-Login ''; "
+            "behind Serve: proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
         ),
         "1 requests claimed what only a trusted proxy may say in the last 24 hours": None,
     }

@@ -51,11 +51,13 @@ class Engine:
         environment: Mapping[str, str] | None = None,
         uds: Path | None = None,
         headers: Mapping[str, str] | None = None,
+        status: int = 200,
     ) -> None:
         self.command = list(map(str, command))
         self.environment = {"PATH": os.environ["PATH"], **(environment or {})}
         self.log = log
-        self.ready = ready  # a URL that answers 200 once it is up, over the unix socket where one is given
+        self.ready = ready  # a URL that answers `status` once it is up, over the unix socket where one is given
+        self._up = status
         self.uds = uds
         self.headers = headers
         self._process: subprocess.Popen[bytes] | None = None
@@ -78,7 +80,7 @@ class Engine:
         transport = httpx.HTTPTransport(uds=str(self.uds) if self.uds else None, verify=False)
         try:
             with httpx.Client(transport=transport, timeout=5, trust_env=False) as client:
-                return client.get(self.ready, headers=self.headers).status_code == 200
+                return client.get(self.ready, headers=self.headers).status_code == self._up
         except httpx.TransportError:
             return False
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,13 @@ class Node(Engine):
     @property
     def address(self) -> str:
         return self.addresses[0]
+
+    @property
+    def lan_address(self) -> str:
+        """In the hub's own network, of a node that has one to itself."""
+        with self.network or nullcontext(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((HUB, 9))  # nothing is sent
+            return str(probe.getsockname()[0])
 
     def sees(self, others: int) -> bool:
         """Whether that many peers are online, and it knows by which relay they are reached.

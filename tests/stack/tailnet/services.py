@@ -18,7 +18,7 @@ from tailspan_otel import describe, instrument, whois
 from tailspan_otel.export import TIMEOUT_S
 
 from tests.otel.receiver import serving
-from tests.stack.engines import ROOT, Engine, Influxd, free_port, program, until
+from tests.stack.engines import ROOT, Collector, Engine, Influxd, free_port, program, until
 from tests.stack.tailnet.lab import Node
 from tests.stack.tailnet.network import HUB
 
@@ -83,6 +83,42 @@ def influx_settings(influxd: Influxd) -> dict[str, str]:
     }
 
 
+class Stores:
+    """A server on each store, the second behind a real collector; `endpoints` are where spans go to reach both.
+
+    Started when it is entered, and waited for by `wait`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._influxd = Influxd(folder / "influxd")
+        self._folder = folder
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Stores":
+        with ExitStack() as stack:
+            stack.callback(self._influxd.kill)
+            self._influxd.set_up()
+            otlp = f"{HUB}:{free_port()}"
+            self._collector = Collector(self._folder / "collector", self._influxd, TAILSPAN_COLLECTOR_HTTP=otlp)
+            self.servers = {
+                "duckdb": Server(self._folder / "duckdb"),
+                "influxdb": Server(self._folder / "influxdb", influx_settings(self._influxd)),
+            }
+            self.endpoints = (self.servers["duckdb"].url, f"http://{otlp}")
+            for engine in (self._collector, *self.servers.values()):
+                stack.callback(engine.kill)
+                engine.start(wait=False)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def wait(self) -> None:
+        for engine in (self._collector, *self.servers.values()):
+            until(engine.answers, f"{engine.command[0]} does not answer", engine.said)
+
+
 def unhurried(patch: pytest.MonkeyPatch) -> None:
     """A service waits for tailscaled's word however long that takes: a busy machine is no fault."""
     patch.setattr(describe, "WAIT_S", 10.0)
@@ -109,10 +145,12 @@ class Ways(SpanExporter):
 
 
 @contextmanager
-def service(name: str, node: Node, ways: Ways, socket: Path | None = None, **settings: Any) -> Iterator[int]:
+def service(
+    name: str, node: Node, ways: Ways, socket: Path | None = None, status: Path | None = None, **settings: Any
+) -> Iterator[int]:
     """An instrumented app under uvicorn, beside that node's tailscaled, sending by `ways`: its port, if it has one.
 
-    `socket`: where it looks for tailscaled's, if not where it is.
+    `socket`: where it looks for tailscaled's, if not where it is. `status`: a file that it reads in its place.
     """
     app = FastAPI(title=name)
 
@@ -121,23 +159,47 @@ def service(name: str, node: Node, ways: Ways, socket: Path | None = None, **set
         return f"{caller} {sent}"
 
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("TS_SOCKET", str(socket or node.socket))
+        environment.setenv("TS_SOCKET", str(socket or ("/nonexistent.sock" if status else node.socket)))
+        environment.setenv("TAILSPAN_STATUS", str(status or ""))
         instrument(app, exporter=ways)
     with ExitStack() as stack:
         with node.network or nullcontext():  # its thread stays there
             url = stack.enter_context(serving(app, **settings))
+        if status:
+            recorder: Any = app.user_middleware[0].kwargs["recorder"]
+            until(lambda: recorder._listing.get(node.address), f"{status} is not read")
         yield urlsplit(url).port or 0
 
 
-class Nginx(Engine):
-    """Debian's, before an app on 127.0.0.1 beside a node with a TUN device; listens on the tailnet only."""
+class NginxAuth(Engine):
+    """Tailscale's, asking that node's tailscaled, whose socket it looks for in one place only."""
 
-    def __init__(self, folder: Path, node: Node, sites: dict[int, tuple[int, bool]]) -> None:
-        """`sites`: port → the app's port, and whether clients' identity headers are blanked."""
+    def __init__(self, folder: Path, node: Node) -> None:
+        folder.mkdir()
+        self.socket = folder / "auth.sock"
+        place = (
+            f"mount -t tmpfs none /run && mkdir /run/tailscale && ln -s {node.socket} /run/tailscale/tailscaled.sock"
+        )
+        super().__init__(
+            *("unshare", "--mount", "sh", "-c", f'{place} && exec "$@"', "sh"),
+            *(program("nginx-auth", "nginx-auth"), "-sockpath", self.socket),
+            log=folder / "nginx-auth.log",
+            ready="http://nginx-auth/",
+            uds=self.socket,
+            headers={"Remote-Addr": node.address, "Remote-Port": "1"},
+            status=204,
+        )
+
+
+class Nginx(Engine):
+    """Debian's, before apps on 127.0.0.1 beside a node with a TUN device; listens on the tailnet and off it."""
+
+    def __init__(self, folder: Path, node: Node, sites: dict[int, tuple[int, str]], auth: NginxAuth) -> None:
+        """`sites`: port → the app's port, and which of `LOCATIONS` it is."""
         folder.mkdir()
         self.network = node.network
         config = folder / "nginx.conf"
-        servers = "".join(_site(node.address, port, app, blank) for port, (app, blank) in sites.items())
+        servers = "".join(_site(port, app, how, auth) for port, (app, how) in sites.items())
         config.write_text(_NGINX.format(folder=folder, servers=servers))
         super().__init__(
             *(program("nginx", "nginx"), "-p", folder, "-c", config, "-e", folder / "error.log"),
@@ -160,11 +222,43 @@ http {{
     server {{ listen unix:{folder}/ready.sock; location / {{ return 200; }} }}
     {servers}
 }}"""
+FORWARDED: Final = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
+BLANKS: Final = re.findall(r'^ +(proxy_set_header \S+ "";)$', SNIPPET.read_text("utf-8"), re.M)
+RECOMMENDED: Final = " ".join((FORWARDED, *BLANKS))
+AUTH: Final = """auth_request /auth;
+auth_request_set $auth_user $upstream_http_tailscale_user;
+auth_request_set $auth_name $upstream_http_tailscale_name;
+auth_request_set $auth_login $upstream_http_tailscale_login;
+auth_request_set $auth_tailnet $upstream_http_tailscale_tailnet;
+auth_request_set $auth_profile_picture $upstream_http_tailscale_profile_picture;
+proxy_set_header X-Webauth-User "$auth_user";
+proxy_set_header X-Webauth-Name "$auth_name";
+proxy_set_header X-Webauth-Login "$auth_login";
+proxy_set_header X-Webauth-Tailnet "$auth_tailnet";
+proxy_set_header X-Webauth-Profile-Picture "$auth_profile_picture";
+"""  # as nginx-auth's README has it
+LOCATIONS: Final = {
+    "nginx": RECOMMENDED,
+    "nginx-status": RECOMMENDED,
+    "nginx-real-ip": " ".join(BLANKS).replace('X-Real-IP ""', "X-Real-IP $remote_addr"),
+    "nginx-passing": FORWARDED,
+    "nginx-auth": AUTH + FORWARDED,
+    "nginx-silent": "",
+}
 
 
-def _site(address: str, port: int, app: int, blank: bool) -> str:
-    recommended = re.findall(r'^ +(proxy_set_header \S+ "";)$', SNIPPET.read_text("utf-8"), re.M)
-    headers = " ".join(recommended) if blank else ""
-    forwarded = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
-    location = f"location / {{ proxy_pass http://127.0.0.1:{app}; {forwarded} {headers} }}"
-    return f"server {{ listen {address}:{port}; {location} }}\n"
+def _site(port: int, app: int, how: str, auth: NginxAuth) -> str:
+    return f"""server {{
+        listen {port};
+        location / {{ proxy_pass http://127.0.0.1:{app}; {LOCATIONS[how]} }}
+        location /auth {{
+            internal;
+            proxy_pass http://unix:{auth.socket};
+            proxy_pass_request_body off;
+            proxy_set_header Host $http_host;
+            proxy_set_header Remote-Addr $remote_addr;
+            proxy_set_header Remote-Port $remote_port;
+            proxy_set_header Original-URI $request_uri;
+        }}
+    }}
+"""

@@ -2,22 +2,18 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
 
-from tests.stack.engines import Collector, Influxd, free_port, until
+from tests.stack.engines import until
 from tests.stack.tailnet import matrix
-from tests.stack.tailnet.lab import Node, Tailnet, get, need_tun
-from tests.stack.tailnet.matrix import CALLERS, DOORS, FORGERIES, FORGERS, REWRITING, SET_UPS, TUN, Known
-from tests.stack.tailnet.network import HUB
-from tests.stack.tailnet.services import Log, Nginx, Server, Ways, influx_settings, service, unhurried
+from tests.stack.tailnet.lab import PATIENCE_S, Node, Tailnet, get, need_tun
+from tests.stack.tailnet.matrix import CALLERS, DOORS, FORGERIES, LAN, REWRITING, SET_UPS, TUN, Known
+from tests.stack.tailnet.services import Log, Nginx, NginxAuth, Server, Stores, Ways, service, unhurried
 
-ASKED: Final = [  # by whom, what is made up, with which headers
-    *((caller, "honest", ()) for caller in CALLERS),
-    *((caller, name, forgery.headers) for caller in FORGERS for name, forgery in FORGERIES.items()),
-]
 STORES: Final = ("duckdb", "influxdb")
 
 
@@ -35,43 +31,41 @@ def seen(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     need_tun()
     folder = tmp_path_factory.mktemp("identity")
     with ExitStack() as stack:
-        influxd = Influxd(folder / "influxd")
-        stack.callback(influxd.kill)
-        influxd.set_up()
-        otlp = f"{HUB}:{free_port()}"
-        collector = Collector(folder / "collector", influxd, TAILSPAN_COLLECTOR_HTTP=otlp)
-        servers = {
-            "duckdb": Server(folder / "duckdb"),
-            "influxdb": Server(folder / "influxdb", influx_settings(influxd)),
-        }
-        engines = (collector, *servers.values())
-        for engine in engines:
-            stack.callback(engine.kill)
-            engine.start(wait=False)
+        stores = stack.enter_context(Stores(folder))
         tailnet.join(CALLERS, tun=[TUN])
-        for engine in engines:
-            until(engine.answers, f"{engine.command[0]} does not answer", engine.said)
+        stores.wait()
         with ExitStack() as services, pytest.MonkeyPatch.context() as patch:
             unhurried(patch)
-            doors = open_doors(services, tailnet, folder, servers["duckdb"].url, f"http://{otlp}")
             tailnet.settle()
+            doors = open_doors(services, tailnet, folder, *stores.endpoints)
             ask(tailnet, doors, stack)
-        names = ["-".join(door) for door in DOORS]
+        asked_of = {"-".join(door): len(asked(door[0])) for door in DOORS}
         nodes = tailnet.headscale.ask("GET", "node")["nodes"]
         yield Seen(
-            {store: {name: server.rows(name, len(ASKED)) for name in names} for store, server in servers.items()},
-            {store: counts(server) for store, server in servers.items()},
+            {
+                store: {name: server.rows(name, count) for name, count in asked_of.items()}
+                for store, server in stores.servers.items()
+            },
+            {store: counts(server) for store, server in stores.servers.items()},
             {node["givenName"]: (node["ipAddresses"][0], node["id"]) for node in nodes},
         )
 
 
 Doors = dict[tuple[str, str], tuple[Node, int]]
+Asked = tuple[str, str, tuple[tuple[str, str], ...]]  # by whom, what is made up, with which headers
+
+
+def asked(set_up: str) -> list[Asked]:
+    """Everybody honestly, and who forges with everything that can be made up."""
+    honest: list[Asked] = [(caller, "honest", ()) for caller in matrix.callers(set_up)]
+    forgers = matrix.forgers(set_up)
+    return honest + [(caller, name, made_up.headers) for caller in forgers for name, made_up in FORGERIES.items()]
 
 
 def open_doors(stack: ExitStack, tailnet: Tailnet, folder: Path, *endpoints: str) -> Doors:
     """A service for each set-up, with uvicorn's proxy headers on and off: the node and the port where it is asked."""
     doors: Doors = {}
-    behind_nginx: dict[int, tuple[int, bool]] = {}
+    behind_nginx: dict[int, tuple[int, str]] = {}
     for number, (set_up, rewriting) in enumerate(DOORS):
         node, door, name = tailnet.nodes[SET_UPS[set_up].beside], 8000 + number, f"{set_up}-{rewriting}"
         settings: dict[str, Any] = {"proxy_headers": REWRITING[rewriting]}
@@ -79,32 +73,44 @@ def open_doors(stack: ExitStack, tailnet: Tailnet, folder: Path, *endpoints: str
             settings["uds"] = str(folder / f"{name}.sock")
         elif set_up == "tun":
             settings["host"] = node.address
+        elif set_up == "nginx-status":
+            settings["status"] = folder / "status.json"
+            settings["status"].write_bytes(node.local("status").content)
         port = stack.enter_context(service(name, node, Ways(*endpoints), **settings))
         if set_up.startswith("serve"):
             target = f"unix:{settings['uds']}" if "uds" in settings else f"127.0.0.1:{port}"
             node.cli("serve", "--bg", f"--http={door}", target)
         elif set_up.startswith("nginx"):
-            behind_nginx[door] = (port, set_up == "nginx")
+            behind_nginx[door] = (port, set_up)
         else:
             door = port
         doors[set_up, rewriting] = (node, door)
-    nginx = Nginx(folder / "nginx", tailnet.nodes[TUN], behind_nginx)
-    stack.callback(nginx.end)
-    nginx.start()
+    auth = NginxAuth(folder / "nginx-auth", tailnet.nodes[TUN])
+    nginx = Nginx(folder / "nginx", tailnet.nodes[TUN], behind_nginx, auth)
+    for engine in (auth, nginx):
+        stack.callback(engine.end)
+        engine.start()
     return doors
 
 
 def ask(tailnet: Tailnet, doors: Doors, stack: ExitStack) -> None:
     """Each over a connection of its own, which stays: whose one was that is closed, tailscaled forgets at once."""
     alice = tailnet.nodes["alice-laptop"].address
-    for node, port in doors.values():
+    for (set_up, _), (node, port) in doors.items():
         address = node.address
-        for caller, sent, headers in ASKED:
+        for caller, sent, headers in asked(set_up):
             made_up = [(key, value.format(alice=alice)) for key, value in headers]
-            connection = tailnet.nodes[caller].connect(address, port)
+            neighbour = HTTPConnection(node.lan_address, port, timeout=PATIENCE_S) if caller == LAN else None
+            connection = neighbour or tailnet.nodes[caller].connect(address, port)
             stack.callback(connection.close)
             answer = get(connection, node.name, f"/{caller}/{sent}", made_up)
             assert answer.status == 200, (caller, sent, node.name, port, answer)
+    node, port = doors["nginx-auth", "on"]  # which lets in neither tagged devices nor whom tailscaled does not know
+    tagged = tailnet.nodes["ci-runner"].connect(node.address, port)
+    neighbour = HTTPConnection(node.lan_address, port, timeout=PATIENCE_S)
+    assert [get(caller, node.name, "/", ()).status for caller in (tagged, neighbour)] == [403, 401]
+    tagged.close()
+    neighbour.close()
 
 
 def counts(server: Server) -> dict[str, dict[str, Any]]:
@@ -131,17 +137,19 @@ def identities(seen: Seen, store: str, service: str, callers: Iterable[str], sen
     }
 
 
-def expected(seen: Seen, known: Known) -> dict[str, Any]:
-    """With the address and the id that the tailnet chose for the device."""
-    address, node_id = seen.devices[known.device or ""]
+def expected(seen: Seen, known: Known, address: str | None) -> dict[str, Any]:
+    """With the address and the id that the tailnet chose for the device; without a device, with that address."""
+    address, node_id = seen.devices[known.device] if known.device else (address, None)
     return {**known._asdict(), "ip": address, "device_id": node_id}
 
 
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize(("set_up", "rewriting"), DOORS)
 def test_everybody_is_known_as_the_set_up_allows(seen: Seen, set_up: str, rewriting: str, store: str) -> None:
-    assert identities(seen, store, f"{set_up}-{rewriting}", CALLERS, "honest") == {
-        caller: expected(seen, matrix.known(caller, set_up)) for caller in CALLERS
+    callers = matrix.callers(set_up)
+    assert identities(seen, store, f"{set_up}-{rewriting}", callers, "honest") == {
+        caller: expected(seen, matrix.known(caller, set_up), matrix.address(caller, set_up, rewriting, None))
+        for caller in callers
     }
 
 
@@ -151,8 +159,10 @@ def test_everybody_is_known_as_the_set_up_allows(seen: Seen, set_up: str, rewrit
 def test_what_a_caller_makes_up_is_seen_through_but_where_the_documentation_says_otherwise(
     seen: Seen, set_up: str, rewriting: str, made_up: str, store: str
 ) -> None:
-    assert identities(seen, store, f"{set_up}-{rewriting}", FORGERS, made_up) == {
-        caller: expected(seen, matrix.seen(caller, set_up, made_up)) for caller in FORGERS
+    forgers = matrix.forgers(set_up)
+    assert identities(seen, store, f"{set_up}-{rewriting}", forgers, made_up) == {
+        caller: expected(seen, matrix.seen(caller, set_up, made_up), matrix.address(caller, set_up, rewriting, made_up))
+        for caller in forgers
     }
 
 
