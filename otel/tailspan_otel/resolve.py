@@ -7,7 +7,8 @@
 5. Nobody. The address stays, and the server may know whose it was.
 
 Headers that tailscaled contradicts were written by the caller, and passed on by a proxy: Serve says of an address what
-tailscaled says, and names no tagged node.
+tailscaled says, and names no tagged node. Where a listing contradicts them, one of the two is wrong, and it may be the
+listing, which is older than the request: so neither is believed.
 """
 
 from dataclasses import replace
@@ -51,8 +52,8 @@ class Resolve:
 
     def _doubted(self, caller: Caller, node: Node, wait_s: float) -> tuple[Node | None, bool]:
         """The device, now that headers say that it is somebody else's, and whether they are contradicted."""
-        if node.source == "status":  # which may be older than the request
-            return (node, False) if _agree(caller, node) else (None, False)
+        if node.source == "status":
+            return (node, False) if _agree(caller, node) else (None, True)
         now = self._whois.again(caller.client or "", wait_s) if wait_s else node
         return now, now is not None and not _agree(caller, now)
 

@@ -331,10 +331,18 @@ def test_without_tailscaled_a_status_names_person_device_tags_shared_and_itself(
     assert told(ask(PROXY, b"100.64.0.2", tailscale_user_login=ALICE)) == SERVED
 
 
-def test_a_status_that_is_older_than_a_header_does_not_contradict_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["100.64.0.3", "100.64.0.4"])  # another person's, a tagged device
+def test_of_a_header_and_a_status_that_contradict_each_other_neither_is_believed(tmp_path: Path, address: str) -> None:
     ask = resolver(Whois(str(tmp_path / "nowhere.sock")), listed(tmp_path))
-    who = ask(PROXY, b"100.64.0.3", tailscale_user_login=ALICE)
-    assert told(who) == ("person", "serve_header", "alice@example.com", None, "100.64.0.3", True, None)
+    who = ask(PROXY, address.encode(), tailscale_user_login=ALICE)
+    assert told(who) == ("unknown", "none", None, None, address, True, "contradicted")
+
+
+def test_the_machine_of_a_status_is_local_where_it_is_this_one(tmp_path: Path) -> None:
+    listing = listed(tmp_path)
+    listing.own = frozenset({"100.64.0.1"})
+    ask = resolver(Whois(str(tmp_path / "nowhere.sock")), listing)
+    assert told(ask(PROXY, b"100.64.0.1"))[:4] == ("local", "status", "user-1@fake-control.example.net", "appsrv")
 
 
 def test_tailscaled_is_asked_before_the_status(ask: Ask, asking: Whois, tmp_path: Path) -> None:
