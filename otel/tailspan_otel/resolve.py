@@ -59,7 +59,7 @@ class Resolve:
 
     def _seen_from_here(self, caller: Caller) -> Caller:
         """This machine itself is local."""
-        own = caller.client in self._whois.own or (self._listing and caller.client in self._listing.own)
+        own = caller.client in self._whois.own or (self._listing is not None and caller.client in self._listing.own)
         return _local(caller) if own else caller
 
     def _device(self, caller: Caller, wait_s: float) -> Node | None:

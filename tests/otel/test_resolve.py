@@ -1,6 +1,7 @@
 """Whom a request is recorded as, case by case, with a LocalAPI that replays a real one's answers."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -272,9 +273,9 @@ class TestUserspace:
         who = ask((host, 55264), b"100.64.0.2", tailscale_user_login=CEO)
         assert told(who) == (*CI, True, "bypass")
         assert told(ask((host, 55264), b"100.64.0.2")) == (*CI, True, "bypass")
-
         assert told(ask((host, 55264), tailscale_user_login=CEO)) == (*CI, True, "bypass")
         assert told(ask((host, 55264), b"203.0.113.9", x_real_ip=b"100.64.0.2")) == (*CI, True, "bypass")
+
     def test_who_comes_past_serve_and_claims_nothing_has_forged_nothing(self, ask: Ask) -> None:
         assert told(ask(("127.0.0.1", 55264))) == (*CI, True, None)
 
@@ -314,18 +315,18 @@ class TestUserspace:
 
 
 def listed(tmp_path: Path) -> Listing:
-    listing = Listing(str(FIXTURES / "status.json"))
+    listing = Listing(str(shutil.copy(FIXTURES / "status.json", tmp_path / "status.json")))
     listing.read()
     return listing
 
 
-def test_without_tailscaled_a_status_names_person_device_tags_shared_and_itself(tmp_path: Path) -> None:
+def test_without_tailscaled_a_status_names_person_device_tags_and_shared(tmp_path: Path) -> None:
     ask = resolver(Whois(str(tmp_path / "nowhere.sock")), listed(tmp_path))
     assert [told(ask(PROXY, b"100.64.0.%d" % last)) for last in (3, 4, 5, 1, 77)] == [
         ("person", "status", *ZOE[2:], True, None),
         ("tagged", "status", *CI[2:], True, None),
         ("shared", "status", "eve@other.example", "ext-box.other-net.ts.net", "100.64.0.5", True, None),
-        ("local", "status", "user-1@fake-control.example.net", "appsrv", "100.64.0.1", True, None),
+        ("person", "status", "user-1@fake-control.example.net", "appsrv", "100.64.0.1", True, None),  # some machine
         ("unknown", "none", None, None, "100.64.0.77", True, None),
     ]
     assert told(ask(PROXY, b"100.64.0.2", tailscale_user_login=ALICE)) == SERVED

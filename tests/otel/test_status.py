@@ -1,8 +1,11 @@
 """Who has an address by `tailscale status --json`, from a file and from a URL."""
 
 import json
+import os
 import threading
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,6 +53,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Written now, which a checkout's are not."""
+    file = tmp_path / "status.json"
+    file.write_bytes(CONTENT)
+    return file
+
+
+@pytest.fixture
 def served() -> Iterator[Status]:
     with Status() as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -84,12 +95,45 @@ def test_a_tailscaled_that_is_logged_out_lists_nobody(content: dict[str, Any]) -
     assert from_status(content) == {}
 
 
-def test_a_url_is_read_like_a_file(served: Status) -> None:
-    by_url, by_file = Listing(served.url), Listing(str(FIXTURES / "status.json"))
+def test_a_url_is_read_like_a_file(served: Status, file: Path) -> None:
+    by_url, by_file = Listing(served.url), Listing(str(file))
     for listing in (by_url, by_file):
         listing.read()
     assert by_url.get("100.64.0.3") == by_file.get("100.64.0.3") != None  # noqa: E711  # both are the same node
-    assert by_url.own == by_file.own == {"100.64.0.1", f"{V6}1"}
+
+
+@pytest.mark.parametrize(
+    ("addresses", "own"),
+    [(["100.64.0.1", f"{V6}1"], []), (["127.0.0.1", "100.64.0.1"], ["127.0.0.1"]), (["localhost", "x", ""], [])],
+)
+def test_a_status_of_another_machine_makes_nobody_local(file: Path, addresses: list[str], own: list[str]) -> None:
+    told = json.loads(CONTENT)
+    told["Self"]["TailscaleIPs"] = addresses
+    file.write_text(json.dumps(told))
+    listing = Listing(str(file))
+    listing.read()
+    assert (list(listing.own), listing.get("100.64.0.3") is not None) == (own, True)
+
+
+def test_a_file_that_nobody_writes_any_more_tells_of_nobody_until_it_is_written_again(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listing = Listing(str(file))
+    written = time.time() - status.OLD_S - 1
+    os.utime(file, (written, written))
+    listing.read()
+    assert listing.get("100.64.0.3") is None
+    when = f"{datetime.fromtimestamp(written, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"TAILSPAN_STATUS: {file} answers no `tailscale status --json`: ValueError: it was written {when}, "
+        "and is to be written anew every minute or so"
+    ]
+    os.utime(file)
+    listing.read()
+    assert listing.get("100.64.0.3")
+    os.utime(file, (written, written))
+    listing.read()
+    assert listing.get("100.64.0.3")  # as long as any that cannot be read again
 
 
 @pytest.mark.parametrize(
