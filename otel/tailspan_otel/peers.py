@@ -7,6 +7,7 @@ their way: when the service starts, every half minute, and when somebody unknown
 import logging
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, ip_network
@@ -17,6 +18,9 @@ from tailspan_otel.background import Background
 from tailspan_otel.identity import LOOPBACK, Address, Network, parse
 
 LOOK_UP_EVERY_S: Final = 30.0
+KEPT_S: Final = (
+    300.0  # a name without an address keeps its last: a resolver may be away, but an address finds new owners
+)
 ROUTES: Final = Path("/proc/net/route")
 
 log = logging.getLogger("tailspan")
@@ -38,6 +42,7 @@ class Peers:
             else:
                 self._networks.append(peer)
         self._found: dict[str, frozenset[Address]] = {}  # name → its addresses, as last looked up
+        self._since: dict[str, float] = {}  # name → when it last had any
         self._background = Background("peers", LOOK_UP_EVERY_S, self.look_up)
         _warn(gateway_within(self._networks))
 
@@ -51,19 +56,28 @@ class Peers:
         self._background.wake()
 
     def look_up(self) -> None:
-        """Looks all names up now. A name that is not found keeps the addresses it had; that is logged once."""
+        """Looks all names up now. A name that is not found keeps its addresses for five minutes; both are logged."""
         for name in self._names:
             try:
                 found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
             except (OSError, UnicodeError) as problem:
-                if name not in self._found:
-                    log.warning("trusted peers: %s has no address, so it is not trusted: %s", name, problem)
-                    self._found[name] = frozenset()
+                self._lost(name, problem)
                 continue
-            addresses = frozenset(address for each in found if (address := parse(str(each[4][0]))))
-            if addresses != self._found.get(name):
-                self._found[name] = addresses
-                self.changed()
+            self._since[name] = time.monotonic()
+            self._is_at(name, frozenset(address for each in found if (address := parse(str(each[4][0])))))
+
+    def _lost(self, name: str, problem: Exception) -> None:
+        had = self._found.get(name)
+        if had == frozenset() or (had and time.monotonic() - self._since[name] <= KEPT_S):
+            return
+        now = f" any more, after {KEPT_S / 60:.0f} minutes without one" if had else ""
+        log.warning("trusted peers: %s has no address, so it is not trusted%s: %s", name, now, problem)
+        self._is_at(name, frozenset())
+
+    def _is_at(self, name: str, addresses: frozenset[Address]) -> None:
+        if addresses != self._found.get(name):
+            self._found[name] = addresses
+            self.changed()
 
     def trusts(self, host: str) -> bool:
         """Whether that address is one of theirs. Takes some microseconds; `Identify` remembers."""

@@ -4,6 +4,7 @@ import logging
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,18 +79,33 @@ def test_a_name_is_trusted_by_the_address_it_has_now(monkeypatch: pytest.MonkeyP
     assert changes == [1, 2]
 
 
-def test_a_name_that_cannot_be_looked_up_any_more_keeps_its_address(
+def test_a_name_that_cannot_be_looked_up_any_more_keeps_its_address_for_five_minutes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    names = Names(monkeypatch, nginx="172.18.0.5")
-    trusted = Peers(["nginx", "away"])
+    now, names = [1000.0], Names(monkeypatch, nginx="172.18.0.5")
+    monkeypatch.setattr(peers, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    trusted, changes = Peers(["nginx", "away"]), []
+    trusted.changed = lambda: changes.append(now[0])
     trusted.look_up()
     names.addresses.clear()
-    trusted.look_up()
-    assert trusted.trusts("172.18.0.5")
+
+    def trusts_at(time: float) -> bool:
+        now[0] = time
+        trusted.look_up()
+        return trusted.trusts("172.18.0.5")
+
+    assert [trusts_at(time) for time in (1030, 1300, 1301, 1330)] == [True, True, False, False]
+    names.addresses["nginx"] = "172.18.0.5"
+    assert [trusts_at(time) for time in (1360, 1390)] == [True, True]
+    names.addresses.clear()
+    assert [trusts_at(time) for time in (1690, 1691)] == [True, False]
+    away = "[Errno -2] Name or service not known"
+    anymore = f"nginx has no address, so it is not trusted any more, after 5 minutes without one: {away}"
     assert [record.getMessage() for record in caplog.records] == [
-        "trusted peers: away has no address, so it is not trusted: [Errno -2] Name or service not known"
+        f"trusted peers: away has no address, so it is not trusted: {away}",
+        *(f"trusted peers: {anymore}", f"trusted peers: {anymore}"),
     ]
+    assert changes == [1000, 1000, 1301, 1360, 1691]
 
 
 def test_a_proxy_that_was_started_again_is_known_by_its_new_address_as_soon_as_it_speaks(
