@@ -30,12 +30,12 @@ MOST_S: Final = 300.0
 LONGEST_S: Final = 3600.0  # however long a source wishes to be left alone
 LEISURE: Final = 20  # a tailnet so large that a look takes seconds is looked at less often
 REFUSED: Final = ("wrong token", "not allowed")  # which no second try makes better
-STALE: Final = timedelta(minutes=15)  # from then on other sources are believed first
+STALE: Final = timedelta(minutes=15)  # from then on other sources are believed first, and nobody is let in by this one
 WARNED: Final = timedelta(days=14)  # before a key expires
 
-OLD: Final = timedelta(hours=1)  # of a file
+BESIDE: Final = ("os", "version", "online", "last_seen", "created", "expires")  # what a source may not know
 
-DirectoryState = Literal["ok", "no data yet", "key expires", "old", "not set"] | TailnetState
+DirectoryState = Literal["ok", "no data yet", "key expires", "not set"] | TailnetState
 
 log = logging.getLogger("tailspan")
 
@@ -61,7 +61,7 @@ class Post:
 
     source: Source
     look: Look | None = None
-    looked: datetime | None = None  # when it last answered
+    looked: datetime | None = None  # when it last answered; of a file, when that was written
     problem: TailnetError | None = None  # since then
     failures: int = 0
     took_s: float = 0.0
@@ -88,7 +88,7 @@ class Directory:
         self._clock = clock
         self._keeping = threading.Lock()
         self._ended = threading.Event()
-        self._holders: dict[str, Listed] = {}
+        self._holders: tuple[list[Look], dict[str, Listed]] = ([], {})  # by these, none of which is stale
 
     def start(self) -> None:
         """Threads of their own: a source that hangs must not hold up the end of the server."""
@@ -112,42 +112,41 @@ class Directory:
         began = time.monotonic()
         try:
             look = post.source.look()
+            now = self._clock()
+            _check_age(look, post.source, now)
         except TailnetError as problem:
             post.failures += 1
             post.problem = problem
             log.debug("tailnet %s: %s", post.source.name, problem)
             return
-        post.look, post.looked, post.problem, post.failures = look, self._clock(), None, 0
+        post.look, post.looked, post.problem, post.failures = look, min(look.written or now, now), None, 0
         with self._keeping:
             if not self._ended.is_set():
-                self._keep(post.looked)
+                self._keep(now)
         post.took_s = time.monotonic() - began
 
     def _keep(self, now: datetime) -> None:
         """Where the store cannot be written, the next look tries again."""
-        self._holders = {address: one.device for one in reversed(self.members(now)) for address in one.device.addresses}
+        holders = _by_address(self.members(now))
         try:
             complete = all(post.look for post in self._expected())
-            if news := list(changes(self._store.learned(), self._holders, nanoseconds(now), complete=complete)):
+            if news := list(changes(self._store.learned(), holders, nanoseconds(now), complete=complete)):
                 self._store.learn(news)
         except StoreError as problem:
             log.warning("The device history was not kept: %s", problem)
 
     def holder(self, address: str) -> Listed | None:
-        """The device that has the address now; None where no source was heard of for a while."""
-        fresh = any(not post.is_stale(self._clock()) for post in self.posts)
-        return self._holders.get(address) if fresh else None
+        """The device that has the address now; None where no source says so that was heard of lately."""
+        now = self._clock()
+        posts = [post for post in self.posts if not post.is_stale(now)]
+        looks = [post.look for post in posts if post.look]
+        if looks != self._holders[0]:
+            self._holders = looks, _by_address(_members(posts))
+        return self._holders[1].get(address)
 
     def members(self, now: datetime) -> list[Member]:
         """All devices, those of the first source first."""
-        posts = sorted((post for post in self.posts if post.look), key=lambda post: post.is_stale(now))
-        found: dict[str, Member] = {}
-        for post in posts:
-            assert post.look
-            for device in post.look.devices:
-                known = found.get(device.node_id)
-                found[device.node_id] = _joined(known, device, post.source.name)
-        return list(found.values())
+        return _members(sorted(self.posts, key=lambda post: post.is_stale(now)))
 
     def told(self, now: datetime) -> list[Seen]:
         """The state of each source that should be there."""
@@ -167,9 +166,6 @@ class Directory:
         if look.key_expires and look.key_expires - now <= WARNED:
             when = f"{look.key_expires:%Y-%m-%d}"
             return Seen(name, "key expires", f"The key that {post.source.place} is asked with expires on {when}.")
-        if look.written and now - look.written > OLD:
-            when = f"{look.written:%Y-%m-%dT%H:%M:%SZ}"
-            return Seen(name, "old", f"{post.source.place} was written {when}: write it anew every minute or so.")
         left_out = f", {look.left_out} left out for want of an address or an id" if look.left_out else ""
         return Seen(name, "ok", f"{post.source.place} lists {len(look.devices)} devices{left_out}.")
 
@@ -227,13 +223,38 @@ def entry_of(address: str, listed: Listed, from_ns: int) -> Device:
     )
 
 
-def _joined(known: Member | None, device: Listed, source: str) -> Member:
-    if known is None:
-        return Member(device, (source,))
-    told = known.device._asdict()
-    completed = {name: value for name, value in device._asdict().items() if told[name] is None}
-    if known.device.tags or known.device.online:  # then it has no person, and no time when it was last seen
-        completed = {
-            name: value for name, value in completed.items() if name not in ("login", "full_name", "last_seen")
-        }
-    return Member(known.device._replace(**completed), (*known.sources, source))
+def _check_age(look: Look, source: Source, now: datetime) -> None:
+    """A file that nobody writes any more is news of nobody. Raises TailnetError."""
+    if look.written and now - look.written > STALE:
+        written = f"{source.place} was written {look.written:%Y-%m-%dT%H:%M:%SZ}."
+        raise TailnetError("old", written, fix="Write it anew every minute or so.", again_s=source.every_s)
+
+
+def _by_address(members: Iterable[Member]) -> dict[str, Listed]:
+    """By address; of two the first has it."""
+    return {address: one.device for one in reversed([*members]) for address in one.device.addresses}
+
+
+def _members(posts: Iterable[Post]) -> list[Member]:
+    found: dict[str, Member] = {}
+    for post in posts:
+        for device in post.look.devices if post.look else ():
+            known = found.get(device.node_id)
+            found[device.node_id] = (
+                _joined(known, device, post.source.name) if known else Member(device, (post.source.name,))
+            )
+    return list(found.values())
+
+
+def _joined(known: Member, device: Listed, source: str) -> Member:
+    """Whose it is says the first that knows: a device is either a person's or tagged."""
+    first = known.device
+    if first.login is None and first.tags is None:
+        first = first._replace(login=device.login, full_name=device.full_name, tags=device.tags, kind=device.kind)
+    elif first.full_name is None and first.login is not None and first.login == device.login:
+        first = first._replace(full_name=device.full_name)
+    told, other = first._asdict(), device._asdict()
+    completed = {name: other[name] for name in BESIDE if told[name] is None}
+    if first.online:
+        completed.pop("last_seen", None)
+    return Member(first._replace(**completed), (*known.sources, source))

@@ -135,7 +135,7 @@ class MissingError(TailspanError):
 
 
 TailnetState = Literal[
-    "unreachable", "slow", "unreadable", "wrong token", "not allowed", "asked too often", "logged out"
+    "unreachable", "slow", "unreadable", "old", "wrong token", "not allowed", "asked too often", "logged out"
 ]
 
 

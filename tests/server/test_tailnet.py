@@ -1,6 +1,7 @@
 """The tailnet's devices: listed by any source, kept as a history, joined to requests, and told."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -376,7 +377,82 @@ def test_a_source_that_fell_silent_comes_last(kept: DuckDB) -> None:
     assert [one.device.node for one in directory.members(clock.now)] == ["alice-laptop"]
 
 
+def test_who_has_an_address_now_is_told_by_sources_alone_that_were_heard_of_lately(kept: DuckDB) -> None:
+    clock, old, new = Clock(), Given(), Given()
+    directory = Directory([old, new], kept, clock)
+    old.says, new.says = Look((ALICE, EVE)), Look((RUNNER, EVE._replace(node="studio")))
+    for post in directory.posts:
+        directory.ask(post)
+
+    def holders() -> list[str | None]:
+        found = [directory.holder(f"100.64.0.{last}") for last in (2, 4, 5)]
+        return [device and device.node for device in found]
+
+    assert holders() == ["alice-laptop", "ci-runner", "ext-box.other-net.ts.net"]
+    clock.forward(minutes=10)
+    directory.ask(directory.posts[1])
+    clock.forward(minutes=6)  # a source that goes on telling does not keep what the other said
+    assert holders() == [None, "ci-runner", "studio"]
+    assert {one.device.node for one in directory.members(clock.now)} >= {"alice-laptop"}  # the list shows it still
+    clock.forward(minutes=10)
+    assert holders() == [None, None, None]
+    directory.ask(directory.posts[0])
+    assert holders() == ["alice-laptop", None, "ext-box.other-net.ts.net"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (ALICE, RUNNER, ALICE),
+        (RUNNER, ALICE, RUNNER),
+        (ALICE, EVE, ALICE),
+        (ALICE._replace(full_name=None), ALICE, ALICE),
+        (ALICE._replace(full_name=None), ALICE._replace(login="zoe@example.com"), ALICE._replace(full_name=None)),
+        (ALICE._replace(login=None, full_name=None), ALICE, ALICE),  # it knows the device, and not whose it is
+        (ALICE._replace(login=None, full_name=None), RUNNER, RUNNER),
+    ],
+)
+def test_a_device_is_a_persons_or_tagged_as_the_first_source_says_that_knows(
+    first: Listed, second: Listed, expected: Listed, kept: DuckDB
+) -> None:
+    sources = [Given(), Given()]
+    for source, device in zip(sources, (first, second), strict=True):
+        source.says = Look((device._replace(node_id="n", node="box", addresses=("100.64.0.2",)),))
+    directory = Directory(sources, kept, Clock())
+    for post in directory.posts:
+        directory.ask(post)
+    expected = expected._replace(node_id="n", node="box", addresses=("100.64.0.2",))
+    assert directory.holder("100.64.0.2") == expected
+    assert [one.device for one in directory.members(NOW)] == [expected]
+
+
 # What goes wrong
+
+
+def test_a_file_that_nobody_writes_any_more_is_trouble_and_tells_of_nobody(kept: DuckDB, tmp_path: Path) -> None:
+    file, clock = tmp_path / "status.json", Clock()
+    shutil.copyfile(STATUS, file)
+
+    def written(minutes_ago: float) -> str:
+        when = clock.now - timedelta(minutes=minutes_ago)
+        os.utime(file, (when.timestamp(), when.timestamp()))
+        directory.ask(directory.posts[0])
+        return f"{when:%Y-%m-%dT%H:%M:%SZ}"
+
+    directory = Directory([Status(str(file))], kept, clock)
+    when, fix = written(minutes_ago=16), "Write it anew every minute or so."
+    [old] = directory.told(clock.now)
+    assert (old.state, old.message) == ("old", f"{file} was written {when}. {fix}")
+    assert (directory.members(NOW), directory.holder("100.64.0.2"), kept.history()) == ([], None, [])
+    written(minutes_ago=14)
+    assert ([one.state for one in directory.told(clock.now)], directory.holder("100.64.0.2")) == (["ok"], ALICE)
+    clock.forward(minutes=1, seconds=1)
+    assert directory.holder("100.64.0.2") is None
+    when = written(minutes_ago=15.1)
+    [old] = directory.told(clock.now)
+    held = f"Until then holds what it said {NOW - timedelta(minutes=14):%Y-%m-%dT%H:%M:%SZ}."
+    assert (old.state, old.message) == ("old", f"{file} was written {when}. {fix} {held}")
+    assert directory.holder("100.64.0.2") is None
 
 
 def refused(source: Any) -> TailnetError:
@@ -536,8 +612,8 @@ def test_what_a_source_said_holds_while_it_is_in_trouble_and_answers_say_so(serv
         (Look((ALICE,)), "ok"),
         (Look((ALICE,), key_expires=NOW + timedelta(days=14)), "key expires"),
         (Look((ALICE,), key_expires=NOW + timedelta(days=15)), "ok"),
-        (Look((ALICE,), written=NOW - timedelta(minutes=59)), "ok"),
-        (Look((ALICE,), written=NOW - timedelta(minutes=61)), "old"),
+        (Look((ALICE,), written=NOW - timedelta(minutes=15)), "ok"),
+        (Look((ALICE,), written=NOW - timedelta(minutes=16)), "old"),
     ],
 )
 def test_a_key_that_expires_soon_and_a_file_that_nobody_writes_are_told_before_they_matter(
