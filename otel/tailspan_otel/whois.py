@@ -10,7 +10,7 @@ from contextlib import suppress
 from queue import Empty, Full, Queue
 from typing import Final, NamedTuple
 
-from tailspan_otel.localapi import LateAnswer, LocalAPI, Mode, NoAnswer
+from tailspan_otel.localapi import LateAnswer, LocalAPI, NoAnswer
 from tailspan_otel.node import Node
 
 FRESH_S: Final = 25.0  # then asked again, while the old answer is still used
@@ -21,7 +21,7 @@ AWAY_S: Final = 2.0  # a tailscaled that is not there is left alone this long
 MISSED_S: Final = 1.0  # so is its lock, which it held for 180 ms to find no connection
 WAIT_S: Final = 0.25  # the longest a finished request's span waits for a name
 PATIENCE_S: Final = 0.5  # the longest that the spans of one second wait for names, all together
-STATUS_S: Final = 60.0
+MODE_S: Final = 5.0  # how tailscaled runs is asked again this often: it may start later, or anew and otherwise
 MAX_ADDRESSES: Final = 10_000
 MAX_WAITING: Final = 1_000
 
@@ -53,10 +53,12 @@ class Whois:
     """tailscaled's answers, kept for under a minute. One daemon thread asks; the request's path only looks.
 
     `userspace` says whether tailscaled runs without a TUN device (`TUN: false` in its status); unreadable counts as TUN
-    unless the owner said otherwise. `own` are the addresses of this machine.
+    unless the owner said otherwise, or it was readable before. `own` are the addresses of this machine. `answered`:
+    tailscaled said so once.
     """
 
     own: frozenset[str] = frozenset()
+    answered = False
 
     def __init__(self, socket: str, *, userspace: bool | None = None) -> None:
         self.userspace = bool(userspace)
@@ -73,6 +75,7 @@ class Whois:
         self._asked: set[str] = set()
         self._news = threading.Condition()
         self._patience = _Patience()
+        self._mode_due = 0.0
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -147,15 +150,15 @@ class Whois:
         return False
 
     def _run(self) -> None:
-        questions, tailscaled, status_due = self._questions, self._tailscaled, 0.0
+        questions, tailscaled = self._questions, self._tailscaled
         while True:
-            if time.monotonic() >= status_due:
-                with suppress(NoAnswer):
-                    self._learn(tailscaled.mode())
-                status_due = time.monotonic() + STATUS_S
             try:
-                question = questions.get(timeout=STATUS_S)
+                question = questions.get(timeout=max(0.0, self._mode_due - time.monotonic()))
             except Empty:
+                question = None
+            if time.monotonic() >= self._mode_due:
+                self.ask_mode()
+            if question is None:
                 continue
             if time.monotonic() >= self._away_until:
                 self._answer(tailscaled, question)
@@ -166,9 +169,13 @@ class Whois:
                     self._asked.discard(question)
                 self._news.notify_all()
 
-    def _learn(self, mode: Mode) -> None:
-        self.own = mode.own
-        self.userspace = mode.userspace if self._said is None else self._said
+    def ask_mode(self) -> None:
+        """Reads now how tailscaled runs, which takes a second at most. The thread does so every 5 seconds."""
+        with suppress(NoAnswer):
+            mode = self._tailscaled.mode()
+            self.own, self.answered = mode.own, True
+            self.userspace = mode.userspace if self._said is None else self._said
+        self._mode_due = time.monotonic() + MODE_S
 
     def _answer(self, tailscaled: LocalAPI, question: str | Connection) -> None:
         try:
@@ -181,7 +188,7 @@ class Whois:
         except LateAnswer as problem:  # the next may be in time: who waits has a limit anyway
             log.debug("%s", problem)
         except NoAnswer as problem:
-            self._away_until = time.monotonic() + AWAY_S
+            self._away_until = self._mode_due = time.monotonic() + AWAY_S
             log.debug("%s", problem)
 
     def _keep(self, address: str, node: Node | None) -> None:

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tailspan_otel.identity import Identify, other_end
 from tailspan_otel.localapi import LocalAPI, NoAnswer
 from tailspan_otel.peers import Peers
+from tailspan_otel.whois import Whois
 
 from tailspan.config import Settings, is_loopback
 from tailspan.errors import AccessError, HostError, OriginError, ReaderError, SettingError, TailspanError
@@ -61,12 +62,23 @@ class Guard:
         self.app = app
         self.token = settings.token
         self.names = (*LOCAL_NAMES, *settings.allowed_hosts)
-        self.userspace = settings.userspace
         self.readers = frozenset(settings.readers)
+        self._said = settings.userspace
+        self._tailscaled = Whois(str(settings.ts_socket))
+        if self._said is None:
+            self._tailscaled.ask_mode()  # before anybody is let in
         self._peers = Peers(settings.trusted_peers)
         self._identify = Identify(self._peers.trusts)
         self._peers.changed = self._identify.forget
         self._holder = holder
+
+    @property
+    def userspace(self) -> bool | None:
+        """Whether tailscaled runs without a TUN device; None where neither its owner nor itself ever said so."""
+        if self._said is not None:
+            return self._said
+        self._tailscaled.start()  # it may start later than we do, or again and otherwise
+        return self._tailscaled.userspace if self._tailscaled.answered else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from tailspan_otel import instrument, service_name
 from tailspan_otel.traffic import AGENT_PATH
 
-from tailspan.access import Guard, is_userspace
+from tailspan.access import Guard
 from tailspan.agent import Agent
 from tailspan.collector import Collector
 from tailspan.config import Settings
@@ -90,8 +90,6 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
     called as its OpenAPI document does, unless the settings name them. Raises SettingError, StoreError.
     """
     settings = config or Settings.read()
-    if settings.userspace is None:
-        settings = replace(settings, userspace=is_userspace(settings.ts_socket))
     store = DuckDB(settings.db)
     inbox = None if settings.influxdb else Inbox(store, clock, settings.trusted_peers)
     labels = LabelsFile(settings.settings)

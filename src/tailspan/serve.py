@@ -6,7 +6,6 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -20,9 +19,8 @@ from tailspan.store.duckdb import DuckDB
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
     """Serves until SIGINT or SIGTERM. Says one paragraph once it listens. Raises SettingError, StoreError."""
-    if settings.userspace is None:
-        settings = replace(settings, userspace=is_userspace(settings.ts_socket))
-    check_listening(settings, bool(settings.userspace))
+    said = settings.userspace
+    check_listening(settings, bool(is_userspace(settings.ts_socket) if said is None else said))
     with closing(DuckDB(settings.db)) as store:
         app = create_app(settings, store)
         know_viewers(app)

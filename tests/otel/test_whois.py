@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,6 +203,50 @@ def test_userspace_mode_is_read_from_the_status_unless_the_owner_says(
         asking = Whois(str(path), userspace=said)
         asking.wait("100.64.0.2", PATIENT)
         assert asking.userspace is expected
+
+
+class Asked(LocalAPI):
+    """One that tells of each question about its mode."""
+
+    def __init__(self, path: Path, tun: bool) -> None:
+        super().__init__(path, FIXTURES)
+        self.status = json.dumps({**captured("status"), "TUN": tun}).encode()
+        self.news = threading.Condition()
+
+    def answer(self, target: str) -> tuple[int, bytes]:
+        with self.news:
+            self.news.notify_all()
+            return super().answer(target)
+
+    def wait_for_two(self) -> None:
+        """Until it was asked twice: then the first answer was learned."""
+        with self.news:
+            assert self.news.wait_for(lambda: len(self.asked) >= 2, PATIENT)
+
+
+def test_a_tailscaled_that_starts_later_and_one_that_starts_otherwise_are_asked_how_they_run_unasked(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whois, "MODE_S", 0.02)
+    asking, seen = Whois(str(path)), []
+    asking.start()
+    for tun in (False, True, False):
+        with Asked(path, tun) as tailscaled:
+            tailscaled.wait_for_two()
+            seen.append((asking.userspace, asking.own != frozenset()))
+    assert seen == [(True, True), (False, True), (True, True)]
+
+
+def test_after_tailscaled_was_away_its_mode_is_asked_before_anything_else(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock(monkeypatch)
+    asking = Whois(str(path))
+    asking.wait("100.64.0.2", PATIENT)
+    now[0] += whois.AWAY_S
+    with LocalAPI(path, FIXTURES) as tailscaled:
+        assert asking.wait("100.64.0.2", PATIENT) == ALICE
+    assert tailscaled.asked[0] == "/localapi/v0/status?peers=false"
 
 
 def test_only_so_many_addresses_are_remembered(

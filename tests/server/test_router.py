@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
+from tailspan_otel import whois
 
 import tailspan
 from tailspan.config import Settings
@@ -66,6 +68,24 @@ def test_where_tailscaled_runs_in_userspace_mode_loopback_is_nobodys_word(databa
     with local(app) as client:
         assert client.get("/analytics/active").status_code == 401
         assert client.delete("/analytics/people/ana@example.com").status_code == 401
+
+
+def test_a_tailscaled_that_starts_after_the_server_is_asked_how_it_runs_all_the_same(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whois, "MODE_S", 0.02)
+    app, socket = FastAPI(), tmp_path / "tailscaled.sock"
+    app.include_router(tailspan.router(Settings(db=database, ts_socket=socket)))
+    with local(app) as client:
+
+        def answers(status: int) -> bool:
+            return client.get("/analytics/active").status_code == status
+
+        assert answers(200)
+        for tun, status in ((False, 401), (True, 200)):
+            with LocalAPI(socket) as tailscaled:
+                tailscaled.status = json.dumps({**json.loads(tailscaled.status), "TUN": tun}).encode()
+                until(partial(answers, status))
 
 
 def test_two_lines_put_the_answers_into_a_hosts_app(host: FastAPI) -> None:

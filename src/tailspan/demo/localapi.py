@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
 from types import TracebackType
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 from urllib.parse import parse_qs, quote, urlsplit
 
 CAPTURES: Final = Path(__file__).with_name("captures")
@@ -72,7 +72,7 @@ class LocalAPI:
         self._server.api = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="localapi", daemon=True)
 
-    def __enter__(self) -> "LocalAPI":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
