@@ -67,6 +67,10 @@ FORGED: Final[dict[str, tuple[str, str | None]]] = {
         "If it is your proxy's: TAILSPAN_TRUSTED_PEERS.",
     ),
 }
+UNSAID: Final = (
+    "If others use it, its proxy does not say who calls: nginx needs proxy_set_header X-Forwarded-For "
+    "$proxy_add_x_forwarded_for; and tailscale serve --http or --https in place of --tcp."
+)
 State = Literal["ok", "look", "broken"]
 
 
@@ -103,6 +107,7 @@ def examine(settings: Settings, client: httpx.Client, environ: Mapping[str, str]
         for source in health["sources"]:
             yield from _source(source)
         yield from _received(health["received"])
+        yield from _all_local(client)
         yield from _tailnet(client)
     yield probe(environ)
     yield from _trust(settings, environ)
@@ -156,6 +161,21 @@ def _service(service: dict[str, Any]) -> Iterator[Finding]:
 def _received(received: dict[str, Any]) -> Iterator[Finding]:
     for reason, count in received["rejected"].items():
         yield Finding("spans", "look", f"{count} were rejected since the server started: {reason}")
+
+
+def _all_local(client: httpx.Client) -> Iterator[Finding]:
+    """Services that only processes of their own machine call: or so it seems, behind a proxy that says nothing."""
+    asked = "metrics=requests&dimensions=service,caller&days=1&source=live&limit=10000"
+    answer = client.get(f"/analytics/query?{asked}")
+    if not answer.is_success:
+        return  # a store in trouble, which was told
+    callers: dict[str, dict[str, int]] = {}
+    for row in answer.json()["rows"]:
+        callers.setdefault(row["service"], {})[row["caller"]] = row["requests"]
+    for service, requests in callers.items():
+        if service != OWN_SERVICE and requests.keys() == {"local"}:
+            message = f"all {requests['local']} requests of the last 24 hours came from its own machine (`local`)"
+            yield Finding(f"service {service}", "look", message, UNSAID)
 
 
 def _tailnet(client: httpx.Client) -> Iterator[Finding]:

@@ -396,6 +396,27 @@ def test_doctor_tells_of_each_kind_of_forgery_and_its_fix(start: Start) -> None:
     }
 
 
+def test_doctor_says_where_everybody_seems_to_be_a_process_of_the_machine(start: Start) -> None:
+    """As behind a proxy that does not say who calls."""
+    server = start()
+    anonymous = {key: value for key, value in ANA.items() if not key.startswith(("user.", "tailscale."))}
+    local = anonymous | {"tailspan.caller": "local", "tailspan.identity.source": "none", "tailspan.traffic": "internal"}
+
+    def told() -> list[tuple[Any, ...]]:
+        findings = json.loads(run("doctor", "--json", TAILSPAN_URL=server.url).stdout)
+        return [tuple(found.values()) for found in findings if "own machine" in found["message"]]
+
+    server.deliver(span(1, local, ago=5), span(2, local, ago=4), span(3, local, ago=90_000))
+    fix = (
+        "If others use it, its proxy does not say who calls: nginx needs proxy_set_header X-Forwarded-For "
+        "$proxy_add_x_forwarded_for; and tailscale serve --http or --https in place of --tcp."
+    )
+    message = "all 2 requests of the last 24 hours came from its own machine (`local`)"
+    assert told() == [("service dashboard", "look", message, fix)]
+    server.deliver(span(4, ANA, ago=3))
+    assert told() == []
+
+
 def test_doctor_walks_the_tailnets_sources_and_names_devices_whose_keys_expire(start: Start, tmp_path: Path) -> None:
     status = json.loads(STATUS.read_text())
     expires = (datetime.now(UTC) + timedelta(days=3)).isoformat()
