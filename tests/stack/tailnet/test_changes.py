@@ -1,7 +1,8 @@
 """What changes in a real tailnet is followed: with short cache times, and once with those that a service has."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,15 +10,18 @@ import httpx
 import pytest
 from tailspan_otel import attributes as name
 from tailspan_otel import whois
+from tailspan_otel.whois import Whois
 
 from tests.stack.engines import until
 from tests.stack.tailnet.lab import ANYBODY, Node, Person, Tailnet
-from tests.stack.tailnet.services import Server, Ways, service, unhurried
+from tests.stack.tailnet.services import Server, Stores, Ways, service, unhurried
 
 OWNER: Final = Person("ops", "ops@example.com")
 ALICE: Final = Person("alice", "alice@example.com", "Alice Example")
 DEVICES: Final = ("renamed", "retagged", "expired", "deleted", "denied", "steady", "late-renamed", "late-tagged")
 BOUND_S: Final = 60.0  # within which the documentation promises that a rename or a new tag is followed
+
+NUMBERS: Final = count(1)
 
 Identity = tuple[str, str | None, str | None, str | None, str]  # caller, login, device, tags, how it is known
 
@@ -33,17 +37,15 @@ A_RUNNER: Final[Identity] = ("tagged", None, "retagged", "tag:ci", "whois")
 class Watched:
     """A service behind a proxy that asks it for devices, as Serve would: over a unix socket."""
 
-    def __init__(self, server: Server, name: str, ways: Ways, client: httpx.Client) -> None:
-        self._server = server
+    def __init__(self, servers: Mapping[str, Server], name: str, ways: Ways, client: httpx.Client) -> None:
+        self._servers = servers
         self._name = name
         self._ways = ways
         self._client = client
-        self._asked = 0
 
     def ask(self, address: str, login: str | None = None) -> str:
         """Its path, which no other request has."""
-        self._asked += 1
-        path = f"/proxy/{self._asked}"
+        path = f"/proxy/{next(NUMBERS)}"
         said = {"X-Forwarded-For": address, **({"Tailscale-User-Login": login} if login else {})}
         assert self._client.get(path, headers=said).status_code == 200
         return path
@@ -55,14 +57,19 @@ class Watched:
         found = (span.get(key) for key in (name.LOGIN, name.NODE))
         return (span[name.CALLER], *found, ",".join(tags) if tags else None, span[name.IDENTITY_SOURCE])
 
-    def answered(self, path: str) -> Identity:
-        """What is told of it."""
+    def answer(self, path: str, expected: Identity) -> None:
+        """Waits until both stores tell that of it: what the device is called since, they know seconds after."""
 
-        def row() -> Any:
-            return next((log for log in self._server.logs(self._name) if log["path"] == path), None)
+        def told() -> dict[str, Identity | None]:
+            return {store: self._told(server, path) for store, server in self._servers.items()}
 
-        found = until(row, "no row", self._server.said)
-        return (found["caller"], found["user"], found["device"], found["tags"], found["identity_source"])
+        until(lambda: set(told().values()) == {expected}, f"{expected} is not told", lambda: str(told()))
+
+    def _told(self, server: Server, path: str) -> Identity | None:
+        for log in server.logs(self._name):
+            if log["path"] == path:
+                return (log["caller"], log["user"], log["device"], log["tags"], log["identity_source"])
+        return None
 
     def until(self, address: str, expected: Identity, patience: float = 10) -> str:
         """Asks until the service knows that; the path of that request."""
@@ -87,23 +94,20 @@ def settled(tailnet: Tailnet) -> Tailnet:
 
 
 @pytest.fixture(scope="module")
-def server(settled: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("serve") / "server")
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
+def stores(settled: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+    with Stores(tmp_path_factory.mktemp("stores")) as stores:
+        stores.wait()
+        yield stores
 
 
 @contextmanager
-def watching(name: str, node: Node, server: Server, socket: Path) -> Iterator[Watched]:
-    ways = Ways(server.url)
+def watching(name: str, node: Node, stores: Stores, socket: Path) -> Iterator[Watched]:
+    ways = Ways(*stores.endpoints)
     with (
         service(name, node, ways, uds=str(socket)),
         httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://service") as client,
     ):
-        yield Watched(server, name, ways, client)
+        yield Watched(stores.servers, name, ways, client)
 
 
 @pytest.fixture
@@ -113,12 +117,12 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def watched(
-    settled: Tailnet, server: Server, tmp_path: Path, patient: None, monkeypatch: pytest.MonkeyPatch
+    settled: Tailnet, stores: Stores, tmp_path: Path, patient: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Watched]:
     """It asks again after half a second."""
     for key, seconds in {"FRESH_S": 0.2, "STALE_S": 0.5, "NOBODY_S": 0.2, "AWAY_S": 0.2}.items():
         monkeypatch.setattr(whois, key, seconds)
-    with watching("watched", settled.nodes["dashboard"], server, tmp_path / "app.sock") as watched:
+    with watching("watched", settled.nodes["dashboard"], stores, tmp_path / "app.sock") as watched:
         yield watched
 
 
@@ -159,7 +163,7 @@ def test_a_change_is_followed(settled: Tailnet, watched: Watched, device: str) -
         after = watched.until(address, known)
     finally:
         settled.headscale.allow(ANYBODY)
-    assert watched.answered(after) == told
+    watched.answer(after, told)
 
 
 def test_a_device_whose_key_has_expired_is_still_whose_it_was(settled: Tailnet, watched: Watched) -> None:
@@ -192,15 +196,30 @@ def test_while_tailscaled_is_stopped_headers_name_people_and_nobody_is_confused_
     finally:
         node.start()
     watched.until(address, alices("steady"))
-    assert watched.answered(unnamed) == alices("steady")
-    assert watched.answered(login) == alices("steady", "serve_header")
+    watched.answer(unnamed, alices("steady"))
+    watched.answer(login, alices("steady", "serve_header"))
+
+
+def test_whoever_starts_before_tailscaled_learns_how_that_runs_once_it_does(settled: Tailnet) -> None:
+    node = settled.nodes["dashboard"]
+    address = node.address
+    node.end()
+    try:
+        early = Whois(str(node.socket))
+        early.start()
+        early.wait(address, 1.0)
+        assert (early.userspace, early.answered, early.own) == (False, False, frozenset())
+    finally:
+        node.start()
+    until(lambda: address in early.own, "not asked again", node.said)
+    assert (early.userspace, early.answered) == (True, True)
 
 
 def test_with_the_times_that_a_service_has_a_rename_and_a_new_tag_are_followed_within_a_minute(
-    settled: Tailnet, server: Server, tmp_path: Path, patient: None
+    settled: Tailnet, stores: Stores, tmp_path: Path, patient: None
 ) -> None:
     node, devices, socket = settled.nodes["dashboard"], ("late-renamed", "late-tagged"), tmp_path / "slow.sock"
-    with watching("unhurried", node, server, socket) as watched:
+    with watching("unhurried", node, stores, socket) as watched:
         node.cli("serve", "--bg", "--http=80", f"unix:{socket}")
 
         def asks(device: str, number: int) -> Identity:
