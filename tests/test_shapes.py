@@ -378,6 +378,7 @@ def query(visited: Visited, **question: str | int) -> Json:
     answer = visited.ask("query", hours=1, **question)
     start, end = (moment(answer["question"].pop(name)) for name in ("start", "end"))
     assert end - start == timedelta(hours=1) and visited.stop <= end <= now()
+    assert moment(answer.pop("as_of")) == end
     return answer
 
 

@@ -65,7 +65,7 @@ class Tailspan:
         given = Settings(db=database, settings=database.parent / "settings.toml", **settings)
         self.app = create_app(given, self.store, lambda: now)
 
-    def send(self, *spans: dict[str, Any], **resource: Any) -> None:
+    def send(self, *spans: dict[str, Any], **resource: str) -> None:
         answer = TestClient(self.app, "http://127.0.0.1:8100", client=("127.0.0.1", 5)).post(
             "/v1/traces", json=export(*spans, **resource)
         )

@@ -1,23 +1,37 @@
 """Who, how much, how fast: the answers of tailspan as tools."""
 
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from fastapi import FastAPI
+from starlette.testclient import TestClient
 
 from tests.mcp_server.conftest import Tailspan, ask, refused
+from tests.server.logs import combined, read, written
 from tests.server.spans import ANA, LEO, beat, span
 
 pytestmark = pytest.mark.anyio
 
 CALL: Final = {**ANA, "tailspan.traffic": "api", "tailspan.page": None, "http.route": "/prices", "url.path": "/prices"}
 SOURCES: Final = {"store": "ok", "settings": "ok"}
+FIRST: Final = "2026-02-28T13:00:00+01:00"
+NO_LOG: Final = "unknown: no log of a proxy was read of this time"
 
 
-def about(start: str, newest: str = "2026-03-01T11:59:00.000Z", **changed: Any) -> dict[str, Any]:
+def about(start: str, first: str | None, newest: str = "2026-03-01T11:59:00.000Z", **changed: Any) -> dict[str, Any]:
     end = "2026-03-01T12:00:00.000Z"
     window = {"start": start, "end": end, "zone": "Europe/Madrid"}
-    return {"as_of": end, "window": window, "sources": SOURCES, "newest_request": newest, "gaps": [], **changed}
+    coverage = {"first_hour": first, "seen_by_proxy": NO_LOG}
+    said = {"as_of": end, "window": window, "newest_request": newest, "coverage": coverage}
+    return {**said, "sources": SOURCES, "gaps": [], **changed}
+
+
+NOTHING: Final = "nothing fits the filters ({}): ask for them as dimensions to see which values there are"
+
+
+def unrecorded(first: str) -> str:
+    return f"no request is known from before {first}: what came earlier in this window was not recorded"
 
 
 async def test_get_active_users_names_person_device_and_page(tailspan: Tailspan) -> None:
@@ -37,7 +51,7 @@ async def test_get_active_users_names_person_device_and_page(tailspan: Tailspan)
             for who, device, seen in users
         ],
         "total_active": 2,
-        **about("2026-03-01T11:55:00.000Z"),
+        **about("2026-03-01T11:55:00.000Z", "2026-03-01T12:00:00+01:00"),
     }
 
 
@@ -62,7 +76,7 @@ async def test_get_usage_stats_tells_a_week(tailspan: Tailspan) -> None:
         "most_viewed_cards": [],
         "peak_hours": [{"hour": 12, "requests": 2}, {"hour": 13, "requests": 2}],
         "accesses_by_day": days,
-        **about("2026-02-22T12:00:00.000Z"),
+        **about("2026-02-22T12:00:00.000Z", FIRST, gaps=[unrecorded(FIRST)]),
     }
 
 
@@ -102,8 +116,25 @@ async def test_get_system_performance_says_what_is_slow_how_usual_that_is_and_wh
             {"endpoint": "/prices", "p95_ms": 10.0, "usual_p95_ms": None, "calls": 1, "people": ["ana@example.com"]},
         ],
         "errors": {"/prices": "100%"},
-        **about("2026-02-22T12:00:00.000Z"),
+        **about("2026-02-22T12:00:00.000Z", "2026-02-26T12:00:00+01:00"),
     }
+
+
+async def test_all_whom_a_slow_endpoint_hurt_are_counted_however_many(
+    tailspan: Tailspan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tailspan.send(*(span(n, {**CALL, "user.name": f"p{n:04}@example.com"}, ago=n) for n in range(1, 1201)))
+    async with tailspan.client() as client:
+        all_of_them = await ask(client, "get_system_performance")
+        monkeypatch.setattr("tailspan_mcp.tools.analytics.GROUPS", 100)
+        too_many = await ask(client, "get_system_performance")
+    assert all_of_them.text.endswith("1200 calls: " + ", ".join(NAMES) + " and 1197 more. 0% errors.")
+    [slow] = all_of_them.data["slow"]
+    assert (slow["people"], slow["more_people"], all_of_them.data["gaps"][1:]) == (NAMES, 1197, [])
+    assert too_many.data["gaps"][1:] == ["at least 100 callers are too many to count whom it hurt: /prices"]
+
+
+NAMES: Final = [f"p{n:04}@example.com" for n in (1, 2, 3)]
 
 
 async def test_query_usage_answers_what_nobody_foresaw(tailspan: Tailspan) -> None:
@@ -119,7 +150,7 @@ async def test_query_usage_answers_what_nobody_foresaw(tailspan: Tailspan) -> No
             {"day": "2026-02-28", "requests": 1, "people": 1},
             {"day": "2026-03-01", "requests": 2, "people": 2},
         ],
-        **about("2026-02-27T12:00:00.000Z"),
+        **about("2026-02-27T12:00:00.000Z", FIRST, gaps=[unrecorded(FIRST)]),
     }
     assert rows.data["rows"] == [
         {
@@ -160,12 +191,111 @@ async def test_what_is_wrong_with_a_source_is_a_stated_gap(tailspan: Tailspan) -
     ]
 
 
-async def test_a_service_that_nobody_ever_heard_of_is_an_error_and_no_zeros(tailspan: Tailspan) -> None:
+EVERY: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    ("get_active_users", {"service": "SERVICE"}),
+    ("get_usage_stats", {"service": "SERVICE"}),
+    ("get_system_performance", {"service": "SERVICE"}),
+    ("query_usage", {"metrics": ["requests"], "filters": {"service": ["SERVICE"]}}),
+    ("query_usage", {"ask": "sessions", "filters": {"service": ["SERVICE"]}}),
+)
+
+
+def of_service(arguments: dict[str, Any], service: str) -> dict[str, Any]:
+    if "service" in arguments:
+        return {"service": service}
+    return arguments | {"filters": {"service": [service]}}
+
+
+@pytest.mark.parametrize(("tool", "arguments"), EVERY)
+async def test_of_a_service_that_told_of_nothing_there_is_an_error_and_no_zeros(
+    tailspan: Tailspan, tool: str, arguments: dict[str, Any]
+) -> None:
+    tailspan.send(span(1, ago=60))
+    tailspan.send(beat(2), service="heating")
+    async with tailspan.client() as client:
+        unknown = await refused(client, tool, **of_service(arguments, "dashbord"))
+        mute = await refused(client, tool, **of_service(arguments, "heating"))
+    assert unknown.endswith("no service 'dashbord' was ever heard of. There is: dashboard, heating.")
+    assert mute.endswith("no request of heating has ever arrived. `tailspan doctor` says why.")
+
+
+@pytest.mark.parametrize(("tool", "arguments"), EVERY)
+async def test_a_service_that_fell_silent_is_a_stated_gap_with_its_own_newest_request(
+    tailspan: Tailspan, tool: str, arguments: dict[str, Any]
+) -> None:
+    tailspan.send(span(1, ago=60), beat(2, ago=600))
+    tailspan.send(span(3, ago=86400 * 9), beat(4, ago=86400 * 9), service="heating")
+    async with tailspan.client() as client:
+        told = await ask(client, tool, **of_service(arguments, "heating"))
+    assert told.data["newest_request"] == "2026-02-20T12:00:00.000Z"
+    assert told.data["coverage"]["first_hour"] is None
+    assert told.data["gaps"] == [
+        "no request at all of heating came in this window: the newest is of 2026-02-20T12:00:00.000Z",
+        "heating has been silent since 2026-02-20T12:00:00.000Z",
+        *([] if tool != "query_usage" else [NOTHING.format("service")]),
+    ]
+
+
+async def test_names_that_nobody_ever_heard_of_are_told_beside_those_that_are_known(tailspan: Tailspan) -> None:
+    tailspan.send(span(1, ago=60), environment="production")
+    async with tailspan.client() as client:
+        told = await ask(client, "query_usage", metrics=["requests"], filters={"service": ["dashboard", "dashbord"]})
+        missing = await refused(client, "query_usage", metrics=["requests"], filters={"environment": ["prod"]})
+        without = await refused(client, "query_usage", metrics=["requests"], without={"service": ["dashboard"]})
+        nobody = await ask(client, "query_usage", metrics=["requests"], filters={"user": ["anna@example.com"]})
+    assert told.data["rows"] == [{"requests": 1}]
+    assert told.data["gaps"][0] == "no service 'dashbord' was ever heard of. There is: dashboard."
+    assert missing.endswith("no environment 'prod' was ever heard of. There is: production.")
+    assert without.endswith("no request of what is asked for has ever arrived. `tailspan doctor` says why.")
+    assert (nobody.data["rows"], nobody.data["gaps"][-1]) == ([{"requests": 0}], NOTHING.format("user"))
+
+
+async def test_a_window_before_any_data_says_so_and_as_of_is_when_it_was_answered(tailspan: Tailspan) -> None:
     tailspan.send(span(1, ago=60))
     async with tailspan.client() as client:
-        for tool in ("get_active_users", "get_usage_stats", "get_system_performance"):
-            said = await refused(client, tool, service="dashbord")
-            assert said.endswith("no service 'dashbord' was ever heard of. There is: dashboard.")
+        told = await ask(client, "query_usage", metrics=["requests"], start="2026-01-01", end="2026-02-01")
+    assert told.data == {
+        "rows": [{"requests": 0}],
+        **about("2025-12-31T23:00:00.000Z", None),
+        "window": {"start": "2025-12-31T23:00:00.000Z", "end": "2026-01-31T23:00:00.000Z", "zone": "Europe/Madrid"},
+        "gaps": ["no request at all came in this window: the newest is of 2026-03-01T11:59:00.000Z"],
+    }
+
+
+async def test_a_window_that_begins_before_the_data_says_where_it_begins(tailspan: Tailspan) -> None:
+    tailspan.send(span(1, ago=60), span(2, ago=86400 * 3))
+    tailspan.send(span(3, ago=60), span(4, ago=86400 * 20), service="heating")
+    async with tailspan.client() as client:
+        young = await ask(client, "get_usage_stats", service="dashboard")
+        idle = await ask(client, "get_usage_stats", service="heating")
+    assert young.data["gaps"] == [
+        "no request of dashboard is known from before 2026-02-26T13:00:00+01:00: what came earlier in this window was "
+        "not recorded"
+    ]
+    assert (idle.data["coverage"]["first_hour"], idle.data["gaps"]) == ("2026-03-01T12:00:00+01:00", [])
+
+
+async def test_a_past_silence_is_no_gap_of_a_window_after_which_it_began(tailspan: Tailspan) -> None:
+    tailspan.send(span(1, ago=60), span(2, ago=86400 * 3), beat(3, ago=3600))
+    async with tailspan.client() as client:
+        before = await ask(client, "query_usage", metrics=["requests"], start="2026-02-26", end="2026-02-27")
+        now = await ask(client, "query_usage", metrics=["requests"])
+    assert before.data["gaps"] == []
+    assert now.data["gaps"][-1] == "dashboard has been silent since 2026-03-01T11:00:00.000Z"
+
+
+async def test_what_a_proxy_saw_and_its_service_told_of_is_the_coverage(tailspan: Tailspan, tmp_path: Path) -> None:
+    tailspan.send(span(1, ago=60), span(2, CALL, ago=3600))
+    log = written(tmp_path / "access.log", combined(), combined(at="01/Mar/2026:11:00:01 +0000"))
+    with TestClient(tailspan.app, "http://127.0.0.1:8100", client=("127.0.0.1", 5)) as reading:
+        read(reading, log)
+    async with tailspan.client() as client:
+        day = await ask(client, "query_usage", metrics=["requests"], days=1)
+        now = await ask(client, "get_active_users")
+        before = await ask(client, "query_usage", metrics=["requests"], start="2026-02-28", end="2026-03-01")
+    assert day.data["coverage"]["seen_by_proxy"] == {"dashboard": "50.0% of 2"}
+    assert now.data["coverage"]["seen_by_proxy"] == {"dashboard": "50.0% of 2"}  # of the hours that the window touches
+    assert before.data["coverage"]["seen_by_proxy"] == NO_LOG
 
 
 async def test_a_window_in_which_nothing_came_says_so(tailspan: Tailspan) -> None:

@@ -58,6 +58,7 @@ def test_an_answer_repeats_the_question_as_it_was_understood(visited: TestClient
         ],
         "more": 0,
         "next_cursor": None,
+        "as_of": "2026-03-01T12:00:00.000Z",
     }
 
 

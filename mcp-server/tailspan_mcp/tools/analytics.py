@@ -17,6 +17,7 @@ from tailspan_mcp.words import Words
 PEOPLE: Final = 15  # active people shown
 TOP: Final = 5
 NAMED: Final = 3  # in a sentence
+GROUPS: Final = 10_000  # that an aggregate has at most
 USUAL: Final = timedelta(days=28)  # before the window: what is usual is seen there
 
 Service = Annotated[str | None, Field(description="Only this service.")]
@@ -39,7 +40,7 @@ class Analytics:
     async def get_active_users(self, service: Service = None) -> Annotated[CallToolResult, ActiveUsers]:
         """Who is using the services now (last 5 minutes): person, device, page."""
         found = await self.server.get("/analytics/active", service=service)
-        content = about(found, service)
+        content = await about(self.server, found, _only(service))
         users, total = found["active_users"], found["total_active"]
         shown = [
             {key: user[key] for key in ("email", "device", "last_seen", "current_page", "service")} for user in users
@@ -51,7 +52,7 @@ class Analytics:
     async def get_usage_stats(self, days: Days = 7, service: Service = None) -> Annotated[CallToolResult, UsageStats]:
         """How much people used the services: sessions, people, features, accesses by day."""
         found = await self.server.get("/analytics/dashboard-usage", days=days, service=service)
-        content, summary = about(found, service), found["summary"]
+        content, summary = await about(self.server, found, _only(service)), found["summary"]
         features = [self.words("uses", feature=one["feature"], count=one["uses"]) for one in found["top_features"]]
         people = [{"user": user["user"], "sessions": user["sessions"]} for user in found["user_sessions"]]
         text = _usage(self.words, summary, features, people)
@@ -78,8 +79,9 @@ class Analytics:
     async def get_system_performance(self, service: Service = None) -> Annotated[CallToolResult, SystemPerformance]:
         """Uptime, response times and errors of 7 days; for the slowest endpoints p95, usual p95, and whom it hurt."""
         found = await self.server.get("/analytics/system-health-history", days=7, service=service)
-        content = about(found, service)
-        slow = await _slow(self.server, found, service)
+        content = await about(self.server, found, _only(service))
+        slow, uncounted = await _slow(self.server, found, service)
+        content["gaps"] += uncounted
         return answer(
             _performance(self.words, found, slow),
             {
@@ -95,6 +97,10 @@ class Analytics:
                 **content,
             },
         )
+
+
+def _only(service: str | None) -> Values:
+    return {"service": [service]} if service else {}
 
 
 def _first(name: str, entries: list[Any], count: int, beyond: int = 0) -> dict[str, Any]:
@@ -128,44 +134,53 @@ def _usage(words: Words, summary: dict[str, Any], features: list[str], people: l
     return " ".join(said)
 
 
-async def _slow(server: Upstream, found: dict[str, Any], service: str | None) -> list[dict[str, Any]]:
-    """Of each of the slowest endpoints: p95, p95 of the four weeks before, calls, and whose calls were that slow."""
+async def _slow(server: Upstream, found: dict[str, Any], service: str | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Of each of the slowest endpoints: p95, p95 of the four weeks before, calls, and whose calls were that slow.
+
+    And what is not known of that.
+    """
     endpoints = [name for one in found["slowest_endpoints"] for name in one]
     if not endpoints:
-        return []
-    filters = {"endpoint": endpoints, "traffic": ["api"], "caller": ["person", "shared"]}
-    filters |= {"service": [service]} if service else {}
+        return [], []
+    filters = {"endpoint": endpoints, "traffic": ["api"], "caller": ["person", "shared"], **_only(service)}
     start = datetime.fromisoformat(found["start"])
     before = {"start": (start - USUAL).isoformat(), "end": start.isoformat()}
-    usual = {row["endpoint"]: row["p95_ms"] for row in await _rows(server, filters, ["p95_ms"], ["endpoint"], **before)}
-    callers = await _rows(server, filters, ["max_ms"], ["endpoint", "person"], start=found["start"])
-    return [_of_endpoint(name, found["api_response_times"].get(name), usual.get(name), callers) for name in endpoints]
+    usual, _ = await _groups(server, filters, ["p95_ms"], ["endpoint"], **before)
+    times, _ = await _groups(server, filters, ["p95_ms", "requests"], ["endpoint"], start=found["start"])
+    callers, left = await _groups(server, filters, ["max_ms"], ["endpoint", "person"], start=found["start"])
+    usually = {row["endpoint"]: row["p95_ms"] for row in usual}
+    slow = [_of_endpoint(row, usually.get(row["endpoint"]), callers) for row in times]
+    return slow, _uncounted(slow, callers, left)
 
 
-async def _rows(
+def _uncounted(slow: list[dict[str, Any]], callers: list[dict[str, Any]], left: int) -> list[str]:
+    """The endpoints that hurt more people than an aggregate names: nobody left out was slower than the last one."""
+    last_ms = (callers[-1]["max_ms"] or 0) if left else 0
+    cut = [one["endpoint"] for one in slow if left and last_ms >= one["p95_ms"]]
+    return [f"at least {len(callers)} callers are too many to count whom it hurt: {', '.join(cut)}"] if cut else []
+
+
+async def _groups(
     server: Upstream, filters: Values, metrics: Names, dimensions: Names, **window: str
-) -> list[dict[str, Any]]:
-    asked = {"metrics": metrics, "dimensions": dimensions, "filters": filters, "limit": 1000, **window}
-    return list((await server.ask("POST", "/analytics/query", {}, asked))["rows"])
+) -> tuple[list[dict[str, Any]], int]:
+    """Those of the largest values, and how many there are beyond."""
+    asked = {"metrics": metrics, "dimensions": dimensions, "filters": filters, "limit": GROUPS, **window}
+    found = await server.ask("POST", "/analytics/query", {}, asked)
+    return found["rows"], found["more"]
 
 
-def _of_endpoint(name: str, times: Any, usual: float | None, callers: list[dict[str, Any]]) -> dict[str, Any]:
-    if times is None:  # one of very many endpoints, and seldom called
-        return {"endpoint": name, "usual_p95_ms": usual}
-    hurt = [
-        row["person"]
-        for row in callers
-        if row["endpoint"] == name and row["person"] and (row["max_ms"] or 0) >= times["p95_ms"]
-    ]
-    people = _first("people", hurt, NAMED)
-    return {"endpoint": name, "p95_ms": times["p95_ms"], "usual_p95_ms": usual, "calls": times["calls"], **people}
+def _of_endpoint(times: dict[str, Any], usual: float | None, callers: list[dict[str, Any]]) -> dict[str, Any]:
+    name, p95_ms = times["endpoint"], times["p95_ms"]
+    slow = [row for row in callers if row["endpoint"] == name and row["person"] and (row["max_ms"] or 0) >= p95_ms]
+    people = _first("people", [row["person"] for row in slow], NAMED)
+    return {"endpoint": name, "p95_ms": p95_ms, "usual_p95_ms": usual, "calls": times["requests"], **people}
 
 
 def _performance(words: Words, found: dict[str, Any], slow: list[dict[str, Any]]) -> str:
     up, mean = found["uptime_last_7d"], found["avg_api_response_ms"]
     said = [words("up", share=words.number(up)) if up else words("up_unknown")]
     said.append(words("no_calls") if mean is None else words("mean", ms=f"{mean:.0f} ms"))
-    if slow and "p95_ms" in slow[0]:
+    if slow:
         one = slow[0]
         usual = words("usual", p95=f"{one['usual_p95_ms']:.0f} ms") if one["usual_p95_ms"] is not None else ""
         people = one["people"]

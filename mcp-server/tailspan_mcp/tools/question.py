@@ -43,17 +43,27 @@ def tools(server: Upstream, words: Words) -> list[Tool]:
         asked: dict[str, Any] = {"metrics": metrics, "dimensions": dimensions, "order": order, "ask": ask}
         asked |= {"filters": filters, "without": without, "days": days, "start": start, "end": end, "limit": limit}
         given = {key: value for key, value in asked.items() if value not in (None, [], {})}
-        return _told(words, await server.ask("POST", "/analytics/query", {}, given))
+        found = await server.ask("POST", "/analytics/query", {}, given)
+        return _told(words, found, await about(server, found, filters, without))
 
     return [reading(query_usage)]
 
 
-def _told(words: Words, found: dict[str, Any]) -> CallToolResult:
-    content, question, rows = about(found), found["question"], found["rows"]
+def _told(words: Words, found: dict[str, Any], content: dict[str, Any]) -> CallToolResult:
+    question, rows = found["question"], found["rows"]
     if question["ask"] == "rows":
         rows = [{key: row[key] for key in ROW} for row in rows]
     more = found["more"] if found["more"] is not None else found["next_cursor"] and "unknown"
     window = {"start": question["start"], "end": question["end"]}
     left = f" ({words('more', count=found['more'])})" if found["more"] else ""
     text = words("rows", count=len(rows), more=left, **window) if rows else words("empty", **window)
+    content["gaps"] += _nothing(question, rows)
     return answer(text, fit({"rows": rows, **({"more": more} if more else {}), **content}))
+
+
+def _nothing(question: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """What to doubt where filters leave nothing."""
+    if not question["filters"] or any(value for row in rows for value in row.values()):
+        return []
+    names = ", ".join(question["filters"])
+    return [f"nothing fits the filters ({names}): ask for them as dimensions to see which values there are"]

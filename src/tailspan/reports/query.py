@@ -89,6 +89,7 @@ class Answer(BaseModel):
     rows: list[Log] | list[Visit] | list[dict[str, Any]]
     more: int | None = Field(description="Groups that the limit left out; null for rows and sessions.")
     next_cursor: str | None = Field(description="For the rows after these; null at the end.")
+    as_of: str = Field(description="When it was answered; the range may have ended before.")
     sources: list[Source]
 
 
@@ -146,6 +147,7 @@ def answer(of: Sources, asked: Asked, now: datetime) -> Answer:
         rows=rows,
         more=more,
         next_cursor=cursor,
+        as_of=iso(nanoseconds(now)),
         sources=of.told(now),
     )
 
