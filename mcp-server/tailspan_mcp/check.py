@@ -7,6 +7,9 @@ from typing import Any, Final, NamedTuple
 from mcp import Client
 from mcp_types import Tool
 
+from tailspan_mcp.declared import ANALYTICS, TAILNET
+from tailspan_mcp.server import Part, wrong_entries
+
 GIVEN: Final[dict[str, dict[str, Any]]] = {"query_usage": {"metrics": ["requests"]}}
 OF_A_DEVICE: Final = ("tailscale_get_device", "tailscale_who_is")
 
@@ -18,10 +21,14 @@ class Checked(NamedTuple):
     said: str  # the sentence of the answer, or what is wrong and what to do
 
 
-async def check(client: Client) -> AsyncIterator[Checked]:
+async def check(client: Client, only: Part | None = None) -> AsyncIterator[Checked]:
     """In the order of the tools. Arguments that must be given are the examples of their schemas."""
+    for wrong in wrong_entries(client.instructions):
+        yield Checked("settings", "error", 0, wrong)
     device: dict[str, Any] | None = None
     for tool in (await client.list_tools()).tools:
+        if only not in (None, _part(tool.name)):
+            continue
         arguments = _arguments(tool, device)
         if arguments is None:
             yield Checked(tool.name, "skipped", 0, "There is no example to call it with.")
@@ -32,6 +39,10 @@ async def check(client: Client) -> AsyncIterator[Checked]:
         said = next((part.text for part in result.content if part.type == "text"), "")
         yield Checked(tool.name, "error" if result.is_error else "ok", took, said)
         device = _device(tool.name, result.structured_content) or device
+
+
+def _part(tool: str) -> Part:
+    return "analytics" if tool in ANALYTICS else "tailnet" if tool in TAILNET else "service"
 
 
 def _arguments(tool: Tool, device: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import httpx2
 
-from tailspan_mcp.declared import Service, SettingError, services
+from tailspan_mcp.declared import Service, SettingError, services, variables_of
 from tailspan_mcp.words import LANGUAGES, Language
 
 URL: Final = "http://127.0.0.1:8100"
@@ -21,10 +21,12 @@ class Settings:
     token: str | None = field(default=None, repr=False)  # TAILSPAN_TOKEN, or TAILSPAN_TOKEN_FILE
     language: Language = "en"  # `language` of the TOML file that TAILSPAN_SETTINGS names
     services: tuple[Service, ...] = ()  # its `services`
+    problems: tuple[str, ...] = ()  # what of these two is wrong, and left out
+    variables: tuple[str, ...] = ()  # of the environment, that the headers of services name
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
-        """Raises SettingError with the key or entry, the value and the rule."""
+        """Raises SettingError with the key, the value and the rule; a wrong entry of the file is one of `problems`."""
         given = {key: value.strip() for key, value in environ.items() if value.strip()}
         token = given.get("TAILSPAN_TOKEN")
         if "TAILSPAN_TOKEN_FILE" in given:
@@ -47,15 +49,21 @@ class Settings:
 
 
 def read_tables(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
-    """What a settings file says of language and services; its other tables are tailspan's. Raises SettingError."""
+    """What a settings file says of language and services; its other tables are tailspan's.
+
+    Raises SettingError for what cannot be read at all.
+    """
     try:
         content: dict[str, Any] = tomllib.loads(_content("TAILSPAN_SETTINGS", path))
     except tomllib.TOMLDecodeError as problem:
         raise SettingError(f"{path} is no TOML: {problem}.") from None
+    found, problems = services(content.get("services", {}), str(path), environ)
     language = content.get("language", "en")
     if language not in LANGUAGES:
-        raise SettingError(f"{path}: language is {language!r}. It is one of: {', '.join(LANGUAGES)}.")
-    return Settings(language=language, services=services(content.get("services", {}), str(path), environ))
+        problems = (f"{path}: language is {language!r}. It is one of: {', '.join(LANGUAGES)}.", *problems)
+        language = "en"
+    variables = variables_of(content.get("services"))
+    return Settings(language=language, services=found, problems=problems, variables=variables)
 
 
 def _url(value: str) -> str:

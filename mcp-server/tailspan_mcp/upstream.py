@@ -1,8 +1,9 @@
 """An HTTP API that tools ask: JSON in, JSON out, within bounds. What goes wrong says what to do next."""
 
 import json
+import re
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import anyio
 import httpx2
@@ -11,8 +12,19 @@ from mcp.server.mcpserver.exceptions import ToolError
 MAX_BYTES: Final = 5_000_000
 MAX_REDIRECTS: Final = 3
 USER_AGENT: Final = f"tailspan-mcp/{version('tailspan-mcp')}"
-PROXIES: Final = ("nginx", "caddy", "traefik", "apache", "haproxy", "envoy", "cloudflare", "tailscale")
-REACHES_NOBODY: Final = (502, 503, 504)
+GATEWAY: Final = (502, 504)
+REACHES_NOBODY: Final = (*GATEWAY, 503)
+MAX_PAGE: Final = 20_000
+# Servers of applications: no proxy puts one of these into an answer of its own.
+APPLICATION: Final = re.compile(
+    r"uvicorn|hypercorn|granian|gunicorn|daphne|waitress|werkzeug|simplehttp|tornado|aiohttp|kestrel|jetty|puma|webrick",
+    re.I,
+)
+# What proxies' own pages have: nginx and its kin, Apache, HAProxy, Cloudflare, Envoy.
+SIGNED: Final = re.compile(
+    rb"<center>(nginx|openresty|cloudflare)[^<]*</center>|<address>Apache[^<]*</address>"
+    rb"|<html><body><h1>\d{3} [^<]*</h1>\n|cf-error-details|^upstream connect error|^no healthy upstream"
+)
 
 
 class Upstream:
@@ -82,16 +94,22 @@ class Upstream:
         if response.is_success:
             kind = response.headers.get("content-type", "no type")
             return f"{self.name} answered {what} with {kind} where JSON was expected: is the path right? {self.fix}"
-        if found is None and (proxy := _proxy(response)):
-            if status in REACHES_NOBODY:
-                return f"The proxy in front of {self.name} ({proxy}) does not reach it: {status} to {what}. {self.fix}"
-            return (
-                f"The proxy in front of {self.name} ({proxy}) refused {what} with {status}; {self.name} itself never "
-                f"saw it. Let this path through in the proxy's configuration (nginx: a location for it)."
-            )
-        return f"{self.name} itself answered {what} with {status}: {_detail(found, content)}{HINTS.get(status, '')}"
+        author, said = author_of(response, content), _detail(found, content)
+        if author == "service":
+            return f"{self.name} itself answered {what} with {status}: {said}{HINTS.get(status, '')}"
+        server = response.headers.get("server")
+        proxy = f"proxy in front of {self.name}{f' ({server})' if server else ''}"
+        if author == "unknown":
+            return f"{self.name} or a {proxy} answered {what} with {status}: {said} {UNTOLD}"
+        if status in REACHES_NOBODY:
+            return f"The {proxy} does not reach it: {status} to {what}. {self.fix}"
+        return f"The {proxy} refused {what} with {status}; {self.name} itself never saw it. {LET_THROUGH}"
 
 
+LET_THROUGH: Final = (
+    "Let this path through in the proxy's configuration (nginx: a location for it); its error log says more."
+)
+UNTOLD: Final = "Which of them cannot be known from that: their logs tell."
 HINTS: Final = {
     401: " It wants credentials: tailspan's are TAILSPAN_TOKEN, a service's are headers in the settings.",
     403: " Who asks is not allowed there.",
@@ -104,18 +122,40 @@ def _place(url: httpx2.URL) -> tuple[str, str, int | None]:
 
 
 def _parsed(content: bytes) -> Any:
-    """None for what is no JSON object or list."""
+    """None for what is no JSON object or list. What JSON allows and no UTF-8 has is replaced; NaN is null."""
     try:
-        found = json.loads(content)
+        found = readable(json.loads(content, parse_constant=lambda _: None))
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict | list) else None
 
 
-def _proxy(response: httpx2.Response) -> str | None:
-    """The proxy that made up this answer, by its own name; services answer in JSON, proxies in HTML or nothing."""
-    server = str(response.headers.get("server", ""))
-    return server if any(name in server.lower() for name in PROXIES) else None
+def readable(found: Any) -> Any:
+    """Without lone surrogates, which JSON has as escapes: nobody could be sent them."""
+    text = json.dumps(found, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    return found
+
+
+def author_of(response: httpx2.Response, content: bytes) -> Literal["service", "proxy", "unknown"]:
+    """Who made this error up, as far as that shows.
+
+    nginx puts its name into `Server` whoever answered, Tailscale Serve puts it nowhere. What tells them apart is the
+    body: JSON is a service's, a page that is signed a proxy's. Of 502 and 504, which only gateways answer (RFC 9110),
+    a page or nothing is a proxy's; a service that asks others says more.
+    """
+    kind = response.headers.get("content-type", "")
+    if _parsed(content) is not None or "json" in kind:
+        return "service"
+    if SIGNED.search(content[:MAX_PAGE]):
+        return "proxy"
+    if APPLICATION.search(response.headers.get("server", "")):
+        return "service"
+    nothing_said = kind.startswith("text/html") or not content.strip()
+    return "proxy" if response.status_code in GATEWAY and nothing_said else "unknown"
 
 
 def _detail(found: Any, content: bytes) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import anyio
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
 from pydantic import BaseModel
 
 START: Final = datetime(2026, 3, 1, tzinfo=UTC)
@@ -117,6 +117,20 @@ class Factory:
                 return Response()
             case "500":
                 return JSONResponse({"detail": "OPENWEATHERMAP_API_KEY is required"}, 500)
+            case "uvicorn 500":
+                return PlainTextResponse("Internal Server Error", 500, {"Server": "uvicorn"})
+            case "nginx 500":
+                return PlainTextResponse("Internal Server Error", 500, {"Server": "nginx/1.22.1"})
+            case "nginx nothing":
+                return Response(None, 500, {"Server": "nginx/1.22.1"})
+            case "empty 502":  # as Tailscale Serve has it
+                return Response(None, 502)
+            case "text 502":  # as Traefik has it, and Starlette
+                return PlainTextResponse("Bad Gateway", 502)
+            case "own 502":
+                return JSONResponse({"detail": "AEMET is away"}, 502, {"Server": "nginx/1.22.1"})
+            case "haproxy 503":
+                return HTMLResponse("<html><body><h1>503 Service Unavailable</h1>\nNo server is available", 503)
             case "404":
                 return JSONResponse({"detail": "Not Found"}, 404)
             case "403":
@@ -131,6 +145,24 @@ class Factory:
                 return JSONResponse({"error": "no model trained", "predictions": []})
             case "status error":
                 return JSONResponse({"status": "error", "message": "InfluxDB is away"})
+            case "error in data":
+                return JSONResponse({"data": {"error": {"code": 7, "message": "no model trained"}}})
+            case "failed data":
+                return JSONResponse({"data": {"status": "fail", "message": "InfluxDB is away"}})
+            case "all errors":
+                return JSONResponse([{"error": "no model trained"}, {"error": "no data"}])
+            case "graphql":
+                return JSONResponse({"data": None, "errors": [{"message": "no model trained"}]})
+            case "report":
+                return JSONResponse({"status": "degraded", "checks": {"influxdb": {"status": "error", "message": "-"}}})
+            case "measure":
+                return JSONResponse({"error": 0.03, "errors": ["none that matter"], "data": {"n": 1}})
+            case "kept":
+                return JSONResponse({"plan": {"day": {"error": "no model trained"}}})
+            case "surrogate":
+                return Response(rb'{"price": "x\ud800", "at": NaN}', media_type="application/json")
+            case "surrogate 500":
+                return Response(rb'{"detail": "x\ud800"}', 500, media_type="application/json")
             case "huge":
                 return Response(b'["' + b"x" * 6_000_000 + b'"]', media_type="application/json")
             case "elsewhere":

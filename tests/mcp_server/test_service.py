@@ -13,8 +13,8 @@ import pytest
 from fastapi import FastAPI
 from mcp import Client
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from tailspan_mcp.declared import SettingError
-from tailspan_mcp.server import create_server
+from tailspan_mcp.declared import ANALYTICS, TAILNET, SettingError
+from tailspan_mcp.server import create_server, wrong_entries
 from tailspan_mcp.settings import Settings
 from tailspan_mcp.tools.service import upstream
 from tailspan_otel import instrument
@@ -175,7 +175,35 @@ async def test_any_service_declares_its_own(factory: Factory, url: str, tmp_path
         (
             "proxy 403",
             "The proxy in front of factory (nginx/1.22.1) refused GET /ree/prices/latest with 403; factory itself "
-            "never saw it. Let this path through in the proxy's configuration (nginx: a location for it).",
+            "never saw it. Let this path through in the proxy's configuration (nginx: a location for it); its error "
+            "log says more.",
+        ),
+        ("uvicorn 500", "factory itself answered GET /ree/prices/latest with 500: Internal Server Error."),
+        (
+            "nginx 500",
+            "factory or a proxy in front of factory (nginx/1.22.1) answered GET /ree/prices/latest with 500: Internal "
+            "Server Error. Which of them cannot be known from that: their logs tell.",
+        ),
+        (
+            "nginx nothing",
+            "factory or a proxy in front of factory (nginx/1.22.1) answered GET /ree/prices/latest with 500: nothing "
+            "more. Which of them cannot be known from that: their logs tell.",
+        ),
+        (
+            "empty 502",
+            "The proxy in front of factory does not reach it: 502 to GET /ree/prices/latest. Is it up? Its address is "
+            "services.factory.url in the settings.",
+        ),
+        (
+            "text 502",
+            "factory or a proxy in front of factory answered GET /ree/prices/latest with 502: Bad Gateway. Which of "
+            "them cannot be known from that: their logs tell.",
+        ),
+        ("own 502", "factory itself answered GET /ree/prices/latest with 502: AEMET is away."),
+        (
+            "haproxy 503",
+            "The proxy in front of factory does not reach it: 503 to GET /ree/prices/latest. Is it up? Its address is "
+            "services.factory.url in the settings.",
         ),
         (
             "proxy 502",
@@ -189,6 +217,17 @@ async def test_any_service_declares_its_own(factory: Factory, url: str, tmp_path
         ),
         ("error inside", "factory answered GET /ree/prices/latest with 200 and an error inside: no model trained"),
         ("status error", "factory answered GET /ree/prices/latest with 200 and an error inside: InfluxDB is away"),
+        (
+            "error in data",
+            "factory answered GET /ree/prices/latest with 200 and an error inside: {'code': 7, 'message': 'no model "
+            "trained'}",
+        ),
+        ("failed data", "factory answered GET /ree/prices/latest with 200 and an error inside: InfluxDB is away"),
+        ("all errors", "factory answered GET /ree/prices/latest with 200 and an error inside: no model trained"),
+        (
+            "graphql",
+            "factory answered GET /ree/prices/latest with 200 and an error inside: [{'message': 'no model trained'}]",
+        ),
         ("huge", "factory answers with more than 5 MB. Ask for less."),
         (
             "elsewhere",
@@ -209,6 +248,49 @@ async def test_what_goes_wrong_is_told_with_what_to_do(
     factory.fault = fault
     async with the_ten(tmp_path, url) as client:
         assert await refused(client, "get_current_price") == f"Error executing tool get_current_price: {said}"
+
+
+POSTED: Final = "POST /predict/production-recommendation"
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("500", f"factory itself answered {POSTED} with 500: OPENWEATHERMAP_API_KEY is required."),
+        ("404", f"factory itself answered {POSTED} with 404: Not Found. There is no such path or thing."),
+        (
+            "html",
+            f"factory answered {POSTED} with text/html; charset=utf-8 where JSON was expected: is the path right?",
+        ),
+        ("error inside", f"factory answered {POSTED} with 200 and an error inside: no model trained"),
+        ("elsewhere", f"factory redirects {POSTED} to localhost, which is not followed."),
+        ("slow", f"factory did not answer {POSTED} within 2 s."),
+    ],
+)
+async def test_what_goes_wrong_with_a_post_is_told_likewise(
+    factory: Factory, url: str, tmp_path: Path, fault: str, said: str
+) -> None:
+    factory.fault = fault
+    async with the_ten(tmp_path, url) as client:
+        assert said in await refused(client, "get_production_recommendation", **CONDITIONS)
+
+
+@pytest.mark.parametrize("fault", ["report", "measure"])
+async def test_what_only_looks_like_an_error_is_an_answer(
+    factory: Factory, url: str, tmp_path: Path, fault: str
+) -> None:
+    factory.fault = fault
+    async with the_ten(tmp_path, url) as client:
+        await ask(client, "get_current_price")
+
+
+async def test_an_error_on_the_way_to_what_is_kept_is_told(factory: Factory, url: str, tmp_path: Path) -> None:
+    factory.fault = "kept"
+    for keep in ("plan.day", "plan.day.hours"):
+        text = PATIENT.format(url=url).replace("timeout_s = 60", f'keep = ["{keep}"]')
+        async with of(read(tmp_path, text)) as client:
+            said = await refused(client, "get_price")
+        assert said.endswith("factory answered GET /ree/prices/latest with 200 and an error inside: no model trained")
 
 
 async def test_a_service_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -280,14 +362,83 @@ def rows_of(url: str, count: int) -> Any:
             "tools = [{ name = 'get_current_price', description = 'c', path = '/' }]",
             "the tool 'get_current_price' is declared twice",
         ),
-        ("[services]\na = 1", "services is no table"),
-        ("[", "is no TOML"),
+        (
+            "[services.a]\nurl = 'http://x'\ntools = [{ name = 'query_usage', description = 'c', path = '/' }]",
+            "'query_usage' is a tool of tailspan's own. Call yours something else.",
+        ),
+        (
+            "[services.a]\nurl = 'http://x'\n"
+            "tools = [{ name = 'b', description = 'c', path = '/', parameters.d = { min = 1 } }]",
+            "services.a.b.d: min and max are of numbers and integers, and it is a string.",
+        ),
+        (
+            "[services.a]\nurl = 'http://x'\n"
+            "tools = [{ name = 'b', description = 'c', path = '/', "
+            "parameters.d = { type = 'date', choices = ['e'] } }]",
+            "services.a.b.d: choices are of strings, and it is a date.",
+        ),
+        (
+            "[services.a]\nurl = 'http://x'\n"
+            "tools = [{ name = 'b', description = 'c', path = '/', "
+            "parameters.d = { type = 'integer', default = 'e' } }]",
+            "services.a.b.d.default is 'e'. Input should be a valid integer",
+        ),
+        ("[services.a]\nurl = 'http://x'\ntools = 1", "services.a.tools is 1. It is a list of tables"),
+        ("[services]\na = 1", "services.a is 1. A service is a table"),
+        ("services = 1", "services is no table"),
     ],
 )
 def test_a_wrong_entry_is_named_with_its_rule(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(SettingError) as refusal:
-        read(tmp_path, text)
-    assert said in str(refusal.value) and str(tmp_path) in str(refusal.value)
+    [problem] = read(tmp_path, text).problems
+    assert said in problem and str(tmp_path) in problem
+
+
+def test_what_is_no_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="is no TOML"):
+        read(tmp_path, "[")
+
+
+WRONG: Final = """
+language = "fr"
+[services.broken]
+url = "nowhere"
+[services.heating]
+url = "URL"
+preset = "bakery"
+[[services.heating.tools]]
+name = "query_usage"
+description = "Not ours."
+path = "/"
+[[services.heating.tools]]
+name = "get_price"
+description = "What it costs."
+path = "/ree/prices/latest"
+[[services.heating.tools]]
+name = "get_price"
+description = "Again."
+path = "/"
+"""
+
+
+async def test_only_what_is_wrong_is_left_out_and_clients_are_told(url: str, tmp_path: Path) -> None:
+    async with Client(create_server(read(tmp_path, WRONG.replace("URL", url)))) as client:
+        names = [tool.name for tool in (await client.list_tools()).tools]
+        assert (await ask(client, "get_price")).data["period"] == "P2"
+        told = wrong_entries(client.instructions)
+    assert names == [*ANALYTICS, *TAILNET, "get_price"]
+    file = tmp_path / "settings.toml"
+    assert [one.removeprefix(f"{file}: ") for one in told] == [
+        "language is 'fr'. It is one of: en, es.",
+        "services.broken.url is 'nowhere'. String should match pattern '^(https?://[^/?#@]+(/[^?#]*)?|unix:/[^?#]*)$'.",
+        "services.heating: preset is 'bakery'. There is: chocolate-factory.",
+        "services.heating: 'query_usage' is a tool of tailspan's own. Call yours something else.",
+        "services.heating: the tool 'get_price' is declared twice. Each needs a name of its own.",
+    ]
+
+
+async def test_tailspans_own_names_are_those_that_nobody_else_may_have() -> None:
+    async with Client(create_server(Settings())) as client:
+        assert [tool.name for tool in (await client.list_tools()).tools] == [*ANALYTICS, *TAILNET]
 
 
 def test_a_tool_is_waited_for_as_long_as_its_declaration_says(tmp_path: Path) -> None:
@@ -301,16 +452,15 @@ def test_a_parameter_that_python_has_no_name_for_is_refused(tmp_path: Path, name
     text = PATIENT.replace("timeout_s = 60", f"parameters = {{{{ {name} = {{{{}}}} }}}}").format(
         url="http://127.0.0.1:1"
     )
-    with pytest.raises(SettingError, match=f"can be called '{name}'"):
-        read(tmp_path, text)
+    [problem] = read(tmp_path, text).problems
+    assert f"can be called '{name}'" in problem
 
 
 def test_secrets_are_one_line_and_are_not_told(tmp_path: Path) -> None:
     text = OWN.replace("URL", "http://127.0.0.1:1")
     services = read(tmp_path, text, BOILER_KEY="hush\n").services
     assert services[0].headers == {"Authorization": "Bearer hush"}
-    with pytest.raises(SettingError) as refusal:
-        read(tmp_path, text, BOILER_KEY="hush\nhush")
+    [problem] = read(tmp_path, text, BOILER_KEY="hush\nhush").problems
     with pytest.raises(SettingError) as told:
         Settings.read({"TAILSPAN_URL": "http://ana:hush@127.0.0.1"})
-    assert "hush" not in f"{refusal.value}{told.value}"
+    assert "hush" not in f"{problem}{told.value}"

@@ -1,5 +1,7 @@
 """The same tools in memory, over stdio and over HTTP, by the SDK's own client."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from tailspan_otel import instrument
 import tailspan
 from tailspan.config import Settings
 from tests.mcp_server.conftest import Serving, Tailspan, ask, refused, since_now
-from tests.mcp_server.factory import running
+from tests.mcp_server.factory import factory_of, running
 from tests.server.spans import export, span
 from tests.stack.engines import until
 
@@ -52,6 +54,43 @@ async def test_over_stdio_a_client_that_starts_it_is_answered(serve: Serving, mo
     async with Client(stdio("--only", "analytics", TAILSPAN_URL=served.url), mode=mode) as client:
         assert [tool.name for tool in (await client.list_tools()).tools] == ANALYTICS
         assert (await ask(client, "get_active_users")).text == "1 active: ana@example.com (ana-laptop) on /dashboard."
+
+
+async def test_over_stdio_no_answer_of_a_service_ends_the_server(tmp_path: Path) -> None:
+    with factory_of() as (factory, url):
+        (tmp_path / "settings.toml").write_text(f'[services.factory]\nurl = "{url}"\npreset = "chocolate-factory"')
+        async with Client(stdio(TAILSPAN_SETTINGS=str(tmp_path / "settings.toml"))) as client:
+            factory.fault = "surrogate"
+            assert (await ask(client, "get_current_price")).data == {"price": "x\ufffd", "at": None}
+            factory.fault = "surrogate 500"
+            assert (await refused(client, "get_current_price")).endswith("with 500: x\ufffd.")
+            factory.fault = None
+            assert (await ask(client, "get_current_price")).data["period"] == "P2"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        rb'{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "x\ud800", "arguments": {}}}',
+        b'{"jsonrpc": "2.0", "id": 1, "method": "x\xed\xa0\x80"}',
+        b"nonsense",
+    ],
+)
+def test_over_stdio_no_message_ends_the_server(message: bytes) -> None:
+    about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    opening = {"jsonrpc": "2.0", "id": "opening", "method": "initialize", "params": about}
+    opened = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+    asked = {"jsonrpc": "2.0", "id": "asked", "method": "tools/list"}
+    lines = [json.dumps(opening).encode(), json.dumps(opened).encode(), message, json.dumps(asked).encode()]
+    command = [sys.executable, "-m", "tailspan_mcp"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdin and program.stdout
+        program.stdin.write(b"\n".join([*lines, b""]))
+        program.stdin.flush()
+        ids = (json.loads(line)["id"] for line in program.stdout)
+        assert "asked" in ids
+        program.stdin.close()
+        assert program.wait(30) == 0
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])

@@ -11,6 +11,8 @@ import httpx2
 import pytest
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
+from tailspan_mcp.server import create_server
+from tailspan_mcp.settings import Settings
 
 from tests.conftest import Launch, Program, launching
 from tests.mcp_server.conftest import ask, refused
@@ -41,6 +43,9 @@ http {{
             proxy_set_header X-Forwarded-For $remote_addr;
         }}
         location = /analytics/system-health-history {{ return 403; }}
+        location /ree/ {{ proxy_pass {service}; }}
+        location = /weather/current {{ proxy_pass http://127.0.0.1:1; }}
+        location = /health {{ return 403; }}
     }}
 }}
 """
@@ -75,7 +80,11 @@ class Behind:
         self.port = free_port()
         self.server = self.serve()
         self.url = f"http://127.0.0.1:{free_port()}"
-        place = {"address": self.url.removeprefix("http://"), "server": f"http://127.0.0.1:{self.port}"}
+        place = {
+            "address": self.url.removeprefix("http://"),
+            "server": f"http://127.0.0.1:{self.port}",
+            "service": service,
+        }
         (folder / "nginx.conf").write_text(CONFIG.format(folder=folder, **place))
         self.nginx = Engine(
             *(program("nginx", "nginx"), "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"),
@@ -166,11 +175,48 @@ async def test_over_stdio_a_refusal_of_nginx_is_told_from_tailspans_own(behind: 
         assert (await refused(client, "get_system_performance")).endswith(
             "The proxy in front of tailspan (nginx/1.22.1) refused GET /analytics/system-health-history with 403; "
             "tailspan itself never saw it. Let this path through in the proxy's configuration (nginx: a location for "
-            "it)."
+            "it); its error log says more."
         )
     async with Client(stdio(TAILSPAN_URL=behind.url)) as client:
         said = await refused(client, "get_active_users")
     assert "tailspan itself answered GET /analytics/active with 401" in said and "TAILSPAN_TOKEN" in said
+
+
+PRICE: Final = "GET /ree/prices/latest"
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("500", f"factory itself answered {PRICE} with 500: OPENWEATHERMAP_API_KEY is required."),
+        ("403", f"factory itself answered {PRICE} with 403: Admins only."),
+        ("uvicorn 500", f"factory or a proxy in front of factory (nginx/1.22.1) answered {PRICE} with 500: Internal"),
+        ("text 502", f"factory or a proxy in front of factory (nginx/1.22.1) answered {PRICE} with 502: Bad Gateway"),
+    ],
+)
+async def test_what_a_service_behind_nginx_answers_is_not_blamed_on_nginx(
+    behind: Behind, tmp_path: Path, fault: str, said: str
+) -> None:
+    behind.factory.fault = fault
+    async with of_service(behind.url, tmp_path) as client:
+        assert said in await refused(client, "get_current_price")
+
+
+async def test_what_nginx_answers_itself_is_not_blamed_on_the_service(behind: Behind, tmp_path: Path) -> None:
+    async with of_service(behind.url, tmp_path) as client:
+        assert (await ask(client, "get_current_price")).data["price"] == 0.1234
+        gone = await refused(client, "get_current_weather")
+        unknown = await refused(client, "get_system_health")
+    assert "The proxy in front of factory (nginx/1.22.1) does not reach it: 502 to GET /weather/current." in gone
+    assert "The proxy in front of factory (nginx/1.22.1) refused GET /health with 403; factory itself never" in unknown
+
+
+@asynccontextmanager
+async def of_service(url: str, folder: Path) -> AsyncIterator[Client]:
+    (folder / "settings.toml").write_text(SETTINGS.format(url=url))
+    settings = Settings.read({"TAILSPAN_SETTINGS": str(folder / "settings.toml")})
+    async with Client(create_server(settings, only="service")) as client:
+        yield client
 
 
 async def test_behind_nginx_nobody_asks_without_a_token_and_no_foreign_page_does(behind: Behind) -> None:

@@ -1,10 +1,11 @@
 """What services answer themselves: one tool for each that their owner declared."""
 
 import json
+from collections.abc import Iterator
 from datetime import date
 from inspect import Parameter as Argument
 from inspect import Signature
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import httpx2
@@ -18,9 +19,9 @@ from tailspan_mcp.declared import Parameter, Service, ToolSpec
 from tailspan_mcp.tools import reading
 from tailspan_mcp.upstream import Upstream
 
-TYPES: Final[dict[str, Any]] = {"string": str, "number": float, "integer": int, "boolean": bool, "date": date}
 SAID: Final = 5  # entries of an answer in its sentence
-FAILED: Final = ("error", "failed", "failure")
+FAILED: Final = ("error", "fail", "failed", "failure")
+WRAPPERS: Final = ("data", "result", "response")  # that services put their answers into
 
 
 def upstream(service: Service) -> Upstream:
@@ -52,9 +53,9 @@ def _tool(spec: ToolSpec, api: Upstream) -> Tool:
 
 
 def _argument(name: str, one: Parameter) -> Argument:
-    kind: Any = Literal[one.choices] if one.choices else TYPES[one.type]
     examples = None if one.example is None else [one.example]
-    annotation = Annotated[kind, Field(ge=one.min, le=one.max, description=one.description, examples=examples)]
+    kind: Any = one.kind
+    annotation = Annotated[kind, Field(description=one.description, examples=examples)]
     default = Argument.empty if one.default is None else one.default
     return Argument(name, Argument.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -73,14 +74,46 @@ def _request(spec: ToolSpec, arguments: dict[str, Any]) -> tuple[str, dict[str, 
 
 
 def _raise_for_error(name: str, spec: ToolSpec, found: Any) -> None:
-    """A 200 with an error inside is an error."""
-    if not isinstance(found, dict):
-        return
-    error = found.get("error")
-    failed = found.get("success") is False or found.get("ok") is False or found.get("status") in FAILED
-    if error or failed:
-        said = error or found.get("message") or found.get("detail") or found
-        raise ToolError(f"{name} answered {spec.method} {spec.path} with 200 and an error inside: {str(said)[:300]}")
+    """A 200 with an error inside is an error: in the answer, in what wraps it, and on the way to what is kept.
+
+    Elsewhere a status that is an error may be what was asked for, as that of a part in a report on health.
+    """
+    inside = [one for path in (*WRAPPERS, *spec.keep) for one in _on_the_way(found, path)]
+    for said in (_failure_of(found), *map(_error_in, inside)):
+        if said is not None:
+            raise ToolError(f"{name} answered {spec.method} {spec.path} with 200 and an error inside: {said[:300]}")
+
+
+def _on_the_way(found: Any, path: str) -> Iterator[Any]:
+    """The answer, and each part of it down to the one at the path."""
+    yield found
+    for key in path.split("."):
+        if not isinstance(found, dict) or key not in found:
+            return
+        found = found[key]
+        yield found
+
+
+def _failure_of(answer: Any) -> str | None:
+    """What a whole answer says that says no more than that it failed."""
+    failed = isinstance(answer, dict) and str(answer.get("status")).lower() in FAILED
+    return _error_in(answer) or (str(answer) if failed else None)
+
+
+def _error_in(one: Any) -> str | None:
+    """What an object says that is an error; a list is one where all its entries are."""
+    if isinstance(one, list):
+        errors = [_error_in(entry) for entry in one]
+        return errors[0] if errors and None not in errors else None
+    if not isinstance(one, dict):
+        return None
+    error = one.get("error") or ("data" in one and not one["data"] and one.get("errors"))  # the latter is GraphQL's
+    if error and isinstance(error, str | dict | list):  # a number is a measure
+        return str(error)
+    said = one.get("message") or one.get("detail")
+    if error is True or one.get("success") is False or one.get("ok") is False:
+        return str(said or one)
+    return str(said) if said and str(one.get("status")).lower() in FAILED else None
 
 
 def _kept(found: Any, spec: ToolSpec) -> dict[str, Any]:
@@ -90,14 +123,12 @@ def _kept(found: Any, spec: ToolSpec) -> dict[str, Any]:
 
 
 def _part(found: Any, path: str, spec: ToolSpec) -> Any:
-    for key in path.split("."):
-        if not isinstance(found, dict) or key not in found:
-            there = ", ".join(found) if isinstance(found, dict) else json.dumps(found)[:100]
-            raise ToolError(
-                f"The answer of {spec.path} has no {path!r}, which the settings keep; it has: {there[:300]}."
-            )
-        found = found[key]
-    return found
+    parts = list(_on_the_way(found, path))
+    if len(parts) <= path.count(".") + 1:
+        last = parts[-1]
+        there = ", ".join(last) if isinstance(last, dict) else json.dumps(last)[:100]
+        raise ToolError(f"The answer of {spec.path} has no {path!r}, which the settings keep; it has: {there[:300]}.")
+    return parts[-1]
 
 
 def _said(content: dict[str, Any]) -> str:
