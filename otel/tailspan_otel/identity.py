@@ -20,7 +20,9 @@ Headers = dict[bytes, bytes]
 
 TAILNET: Final = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
 LOOPBACK: Final = (ip_network("127.0.0.1/32"), ip_network("::1/128"))
+LOOPBACK_HOPS: Final = frozenset(("127.0.0.1", "::1"))
 MAX_NAME: Final = 256
+MAX_VALUE: Final = 2048  # bytes of a header that names somebody, in RFC 2047's words too; a longer one names nobody
 NOBODY: Final = ("", 1)  # no address, and no port 0, which has a meaning
 
 # C0, C1, line separators, and the characters that turn text around: none belongs in a name
@@ -112,7 +114,9 @@ class Caller:
     client: str | None = None  # the address the proxy vouches for, else the peer
     tailnet: bool = False  # `client` is a tailnet address
     vouched: bool = True  # the peer is a trusted proxy, or a process of this machine
-    unix: bool = False  # it came over a unix socket, which no tailnet peer can reach
+    unix: bool = (
+        False  # it came over a unix socket, which no tailnet peer can reach, nor a proxy before it over loopback
+    )
     forged: str | None = None
 
 
@@ -141,42 +145,59 @@ def guess(user_agent: str) -> str | None:
 
 
 def other_end(scope: MutableMapping[str, Any]) -> tuple[str, int] | None:
-    """The connection's other end; None over a unix socket alone. Who hung up at once has none either, and is nobody."""
+    """The connection's other end; None over a unix socket alone. Who hung up at once has none either, and is nobody.
+
+    Of a unix socket a server tells its path and no port (ASGI's HTTP specification), uvicorn before 0.41 nothing at
+    all; with proxy headers uvicorn makes up a client there too.
+    """
     client, server = scope.get("client"), scope.get("server")
+    if server is not None and server[1] is None:
+        return None
     if client is not None:
         return client[0], client[1]
-    return None if server is not None and server[1] is None else NOBODY
+    return None if server is None else NOBODY
+
+
+def headers_of(scope: MutableMapping[str, Any]) -> Headers:
+    """By name; of several lines the last, but all of X-Forwarded-For's as one (RFC 9110, 5.3)."""
+    found: Headers = dict(scope["headers"])
+    if len(found) < len(scope["headers"]) and FORWARDED_FOR in found:
+        found[FORWARDED_FOR] = b", ".join(value for name, value in scope["headers"] if name == FORWARDED_FOR)
+    return found
 
 
 class Identify:
     """Reads a request's caller. `trusts` says of a peer's address whether it may name callers and their addresses."""
 
     def __init__(self, trusts: Callable[[str], bool]) -> None:
-        self._trusts = lru_cache(1024)(trusts)
+        self._turn = 0
+        self._trusts = lru_cache(1024)(lambda host, turn: trusts(host))
         self._vouched = lru_cache(1024)(self._read_vouched)
 
     def forget(self) -> None:
-        """Somebody else is trusted from now on."""
+        """Somebody else is trusted from now on. What another thread is just working out belongs to the turn before."""
+        self._turn += 1
         self._trusts.cache_clear()
         self._vouched.cache_clear()
 
     def __call__(self, client: tuple[str, int] | None, headers: Headers) -> Caller:
-        host, port = client or (None, None)
-        forwarded = _end_of(headers, FORWARDED_FOR)
-        if host is not None and port and forwarded is not None and _writes(forwarded, host, port):
+        turn, (host, port) = self._turn, client or (None, None)
+        if host is not None and port and FORWARDED_FOR in headers and _writes(headers[FORWARDED_FOR], host, port):
             return _REWRITTEN
+        forwarded = _end_of(headers, FORWARDED_FOR)
         # uvicorn writes port 0 where a peer that it trusts sent X-Forwarded-For: that peer is the proxy
         rewritten = port == 0 and forwarded is not None
         real = _end_of(headers, REAL_IP)
-        if host is not None and not rewritten and not self._trusts(host):
+        if host is not None and not rewritten and not self._trusts(host, turn):
             hops = real if forwarded is None else forwarded
             return _untrusted(host, hops, not IDENTITY_HEADERS.isdisjoint(headers))
         peer, written = (None, host) if rewritten else (host, None)
-        values = tuple(map(headers.get, READ))
-        return self._vouched(peer, written, host is None, forwarded, real, FUNNEL in headers, values)
+        values = tuple(_short(headers.get(name)) for name in READ)
+        return self._vouched(turn, peer, written, host is None, forwarded, real, FUNNEL in headers, values)
 
     def _read_vouched(
         self,
+        turn: int,
         peer: str | None,
         written: str | None,
         unix: bool,
@@ -187,11 +208,13 @@ class Identify:
     ) -> Caller:
         hops = _hops(real if forwarded is None else forwarded)
         # the right-most that is no proxy of ours: what stands left of it was written by the caller
-        place = next((at for at in reversed(range(len(hops))) if not self._trusts(hops[at])), None)
+        place = next((at for at in reversed(range(len(hops))) if not self._trusts(hops[at], turn)), None)
         hop = None if place is None else hops[place]
-        if written is not None and self._differs(written, hop):
+        nearest = {*_hops(real)[-1:], *hops[0 if place is None else place + 1 :]}
+        unix = unix and LOOPBACK_HOPS.isdisjoint(nearest)  # else a proxy before the socket was reached over TCP
+        if written is not None and self._differs(written, hop, turn):
             return _REWRITTEN
-        if forwarded is not None and real is not None and self._differs(_hops(real)[-1], hop):
+        if forwarded is not None and real is not None and self._differs(_hops(real)[-1], hop, turn):
             return Caller("unknown", peer=peer, client=peer and _canonical(peer), unix=unix, forged="disputed")
         address = hop if hop is not None and parse(hop) else None
         caller = Caller(
@@ -208,10 +231,10 @@ class Identify:
             caller = replace(caller, forged="contradicted")
         return _named(caller, dict(zip(READ, values, strict=True)))
 
-    def _differs(self, told: str, hop: str | None) -> bool:
+    def _differs(self, told: str, hop: str | None, turn: int) -> bool:
         """Whether `told` is another caller's address than the believed entry, and no proxy of ours."""
         address = _canonical(told)
-        return address != hop and not self._trusts(address)
+        return address != hop and not self._trusts(address, turn)
 
 
 def _named(caller: Caller, headers: dict[bytes, bytes | None]) -> Caller:
@@ -248,13 +271,23 @@ def _end_of(headers: Headers, name: bytes) -> bytes | None:
     return value if value is None else value[-512:]
 
 
+def _short(value: bytes | None) -> bytes | None:
+    return value if value is None or len(value) <= MAX_VALUE else b""
+
+
 def _writes(forwarded: bytes, host: str, port: int) -> bool:
     """Whether an entry is that address with that port: then uvicorn took the peer from there, or may have."""
-    ending = f":{port}".encode()
-    return ending in forwarded and any(
-        entry.strip() in (host.encode() + ending, b"[%b]%b" % (host.encode(), ending))
-        for entry in forwarded.split(b",")
-    )
+    if b":" not in forwarded:
+        return False
+    ends = (entry.strip().rpartition(":") for entry in forwarded.decode("latin-1").split(","))
+    return any(before.strip("[]") == host and _is(port, after) for before, _, after in ends)
+
+
+def _is(port: int, text: str) -> bool:
+    try:
+        return int(text) == port  # as uvicorn reads it: 07777 too
+    except ValueError:
+        return False
 
 
 # uvicorn believed somebody whom we do not: who is at the connection's other end is not known, nor what that one may say

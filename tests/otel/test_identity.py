@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tailspan_otel.identity import Caller, Headers, Identify, decoded, guess, is_tailnet
+from tailspan_otel.identity import NOBODY, Caller, Headers, Identify, decoded, guess, headers_of, is_tailnet, other_end
 from tailspan_otel.peers import Peers
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -49,6 +49,7 @@ def read(client: tuple[str, int] | None, headers: Headers) -> dict[str, Any]:
 
 PERSON = {"kind": "person", "source": "serve_header", "tailnet": True}
 ALICE = {**PERSON, "login": "alice@example.com", "full_name": "Alice Architect", "client": "100.64.0.2"}
+NAMELESS = {name: value for name, value in ALICE.items() if name != "full_name"}
 FROM_PROXY = {"peer": "127.0.0.1", "client": "127.0.0.1"}
 DISPUTED = {**FROM_PROXY, "forged": "disputed"}
 ADDRESSLESS = {**FROM_PROXY, "forged": "addressless"}
@@ -73,7 +74,29 @@ ZOE = {**PERSON, "login": "zoe@example.com", "full_name": "Zoë Müller 漢字",
         (("100.64.0.2", 0), {b"x-forwarded-for": b"8.8.8.8, 100.64.0.2, 9.9.9.9"}, REWRITTEN),
         (("100.64.0.2", 4000), {**SERVE, b"x-forwarded-for": b"100.64.0.2:4000"}, REWRITTEN),  # with a port of its own
         (("100.64.0.2", 4000), {**SERVE, b"x-forwarded-for": b"[100.64.0.2]:4000, 9.9.9.9"}, REWRITTEN),
+        (
+            ("100.64.0.2", 4000),
+            {**SERVE, b"x-forwarded-for": b"100.64.0.2:04_000, 100.64.0.1"},
+            REWRITTEN,
+        ),  # as int() does
+        (
+            ("127.0.0.1", 7777),
+            {**SERVE, b"x-forwarded-for": b"127.0.0.1:7777," + b"9" * 600 + b", 100.64.0.2"},
+            REWRITTEN,
+        ),
         (("127.0.0.1", 0), {**SERVE, b"x-forwarded-for": b"127.0.0.1"}, {"forged": "addressless"}),
+        # a proxy before the socket, which somebody came to over loopback
+        (None, {**SERVE, b"x-forwarded-for": b"100.64.0.2, 127.0.0.1"}, ALICE),
+        (None, {**SERVE, b"x-real-ip": b"127.0.0.1"}, ALICE),
+        (None, {b"x-forwarded-for": b"127.0.0.1"}, {"kind": "local"}),
+        (None, {**SERVE, b"x-forwarded-for": b"127.0.0.1, 100.64.0.2"}, {**ALICE, "unix": True}),
+        # too long to be anybody's
+        (
+            PROXY,
+            {**SERVE, b"tailscale-user-login": b"a" * 2049},
+            {**FROM_PROXY, "client": "100.64.0.2", "tailnet": True},
+        ),
+        (PROXY, {**SERVE, b"tailscale-user-name": b"a" * 2049}, {**NAMELESS, "peer": "127.0.0.1"}),
         (("::1", 5), SERVE, {**ALICE, "peer": "::1"}),
         (("::ffff:127.0.0.1", 5), SERVE, {**ALICE, "peer": "::ffff:127.0.0.1"}),
         (PROXY, {**SERVE, b"x-forwarded-for": b"::ffff:100.64.0.2"}, {**ALICE, "peer": "127.0.0.1"}),
@@ -186,6 +209,46 @@ def test_who_a_request_says_is_calling(
     client: tuple[str, int] | None, headers: Headers, expected: dict[str, Any]
 ) -> None:
     assert read(client, headers) == expected
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "expected"),
+    [
+        (("127.0.0.1", 4000), ("127.0.0.1", 8000), ("127.0.0.1", 4000)),
+        (None, ("127.0.0.1", 8000), NOBODY),  # hung up before anybody asked
+        (None, ("/run/app.sock", None), None),
+        (("100.64.0.2", 0), ("/run/app.sock", None), None),  # uvicorn believes '*'
+        (None, None, None),  # a unix socket of uvicorn before 0.41
+        (("127.0.0.1", 4000), None, ("127.0.0.1", 4000)),
+    ],
+)
+def test_the_other_end_is_none_over_a_unix_socket_alone(
+    client: tuple[str, int] | None, server: tuple[str, int | None] | None, expected: tuple[str, int] | None
+) -> None:
+    assert other_end({"client": client, "server": server}) == expected
+    assert other_end({"server": server} if client is None else {"client": client, "server": server}) == expected
+
+
+def test_lines_of_a_list_are_one_header() -> None:
+    lines = [(b"x-forwarded-for", b"127.0.0.1:7777"), (b"host", b"a"), (b"x-forwarded-for", b"100.64.0.2")]
+    found = headers_of({"headers": lines})
+    assert found == {b"x-forwarded-for": b"127.0.0.1:7777, 100.64.0.2", b"host": b"a"}
+    assert read(("127.0.0.1", 7777), found) == REWRITTEN
+
+
+def test_what_was_worked_out_while_trust_changed_is_not_remembered() -> None:
+    changes = ["the name has another address"]
+
+    def trusts(host: str) -> bool:
+        if changes:
+            changes.clear()
+            identify.forget()  # as the other thread does while this one still answers by the old address
+            return True
+        return False
+
+    identify = Identify(trusts)
+    identify(("172.18.0.5", 4000), SERVE)
+    assert identify(("172.18.0.5", 4000), SERVE).forged == "untrusted"
 
 
 def test_a_trusted_network_replaces_the_default() -> None:

@@ -35,10 +35,10 @@ IDENTITY = (
     name.TAGS,
     name.GUESS,
 )
-# many-hops, our-own-hop-last and a-word-last name a tailnet address that nobody vouches for
+# many-hops, two-headers, our-own-hop-last and a-word-last name a tailnet address that nobody vouches for
 COUNTED = {
-    name.FORGED: 8,
-    name.FORGED_KINDS: "addressless=1,disputed=4,forwarded=3",
+    name.FORGED: 9,
+    name.FORGED_KINDS: "addressless=1,disputed=4,forwarded=4",
     name.UNPROVEN: 0,
 }
 IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15"
