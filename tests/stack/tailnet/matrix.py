@@ -74,6 +74,7 @@ SET_UPS: Final = {
         TUN, "nginx with nginx-auth as its README has it, and `X-Forwarded-For`", "nginx_auth", tagged="none"
     ),
     "nginx-silent": SetUp(TUN, "nginx with `proxy_pass` alone", "none", tagged="local", open=True),
+    "serve-tcp": SetUp(TUN, "`tailscale serve --tcp`, tailscaled with a TUN device", "none", tagged="local"),
     "tun": SetUp(TUN, "no proxy: the tailnet address of a TUN node", "whois"),
     "userspace": SetUp(USERSPACE, f"{BYPASS}, `--no-proxy-headers`", "whois", rewriting=("off",)),
     "rewritten": SetUp(USERSPACE, f"{BYPASS}, uvicorn's proxy headers on", "whois", rewriting=("on",)),
@@ -155,6 +156,7 @@ OUTCOMES: Final[dict[str, dict[str, Outcome]]] = {
         "real-ip": HIDDEN,
     },
     "nginx-silent": BELIEVED,
+    "serve-tcp": BELIEVED,
     "tun": {
         **dict.fromkeys(("login", "nginx-auth", "funnel", "both"), Outcome("untrusted")),
         **dict.fromkeys(("address", "real-ip"), Outcome("forwarded")),
@@ -208,7 +210,9 @@ def seen(caller: str, set_up: str, forgery: str) -> Known:
         alice = CALLERS["alice-laptop"]
         assert isinstance(alice, Person)
         full_name = None if what.alices == "serve_header" else alice.full_name
-        proven = set_up == "nginx-silent"  # no peer of the tailnet could have: only everybody who reaches the proxy
+        proven = (
+            SET_UPS[set_up].source == "none"
+        )  # no peer of the tailnet could have: only everybody who reaches the proxy
         return Known("person", alice.login, full_name, "alice-laptop", None, what.alices, proven)
     return honest if honest == NOBODY else honest._replace(identity_source=what.source or honest.identity_source)
 
@@ -219,7 +223,7 @@ def address(caller: str, set_up: str, rewriting: str, forgery: str | None) -> st
     if caller == LAN and not hidden:
         return HUB
     made_up = dict(FORGERIES[forgery].headers) if forgery else {}
-    forwarded = set_up not in ("nginx-silent", "nginx-real-ip") or "X-Forwarded-For" in made_up
+    forwarded = set_up not in ("nginx-silent", "serve-tcp", "nginx-real-ip") or "X-Forwarded-For" in made_up
     return None if set_up == "serve-unix" or (REWRITING[rewriting] and forwarded) else "127.0.0.1"
 
 

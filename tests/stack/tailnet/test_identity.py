@@ -79,7 +79,8 @@ def open_doors(stack: ExitStack, tailnet: Tailnet, folder: Path, *endpoints: str
         port = stack.enter_context(service(name, node, Ways(*endpoints), **settings))
         if set_up.startswith("serve"):
             target = f"unix:{settings['uds']}" if "uds" in settings else f"127.0.0.1:{port}"
-            node.cli("serve", "--bg", f"--http={door}", target)
+            way, target = ("tcp", f"tcp://{target}") if set_up == "serve-tcp" else ("http", target)
+            node.cli("serve", "--bg", f"--{way}={door}", target)
         elif set_up.startswith("nginx"):
             behind_nginx[door] = (port, set_up)
         else:
