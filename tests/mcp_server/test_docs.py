@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 from mcp import Client
-from tailspan_mcp.declared import Parameter, Service, ToolSpec
+from tailspan_mcp.declared import ANALYTICS, Parameter, Service, ToolSpec
 from tailspan_mcp.server import create_server
 from tailspan_mcp.settings import Settings
 
 from tailspan.query import DIMENSIONS, FILTERS, METRICS
+from tests.mcp_server.conftest import Tailspan, ask
+from tests.server.spans import span
 
-TEXT = (Path(__file__).parents[2] / "docs" / "mcp.md").read_text("utf-8")
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "mcp.md").read_text("utf-8")
 
 
 def names(head: str) -> list[str]:
@@ -38,6 +41,27 @@ def test_every_entry_of_a_declaration_is_in_a_table_and_the_example_is_one(tmp_p
     environ = {"TAILSPAN_SETTINGS": str(tmp_path / "settings.toml"), "FACTORY_KEY": "hush"}
     [service] = Settings.read(environ).services
     assert (len(service.tools), service.headers) == (11, {"Authorization": "Bearer hush"})
+
+
+@pytest.mark.anyio
+async def test_every_entry_that_an_answer_of_analytics_has_is_in_a_table(tailspan: Tailspan) -> None:
+    tailspan.send(span(1, ago=60))
+    async with tailspan.client() as client:
+        answers = [
+            (await ask(client, tool, **({"metrics": ["requests"]} if tool == "query_usage" else {}))).data
+            for tool in ANALYTICS
+        ]
+    assert {*names("entry")} == set.intersection(*map(set, answers))
+    assert all(f"`{name}`" in TEXT for name in answers[0]["coverage"])
+
+
+def test_every_message_of_the_list_of_what_goes_wrong_is_expected_by_a_test() -> None:
+    """What is in quotation marks is what somebody sees."""
+    table = TEXT.partition("| what you see |")[2].splitlines()[2:]
+    quoted = [text for row in table if "|" in row for text in re.findall(r'"([^"]+)"', row.split("|")[1])]
+    tests = "".join(file.read_text("utf-8") for file in Path(__file__).parent.glob("test_[!d]*.py"))
+    parts = [part.strip() for text in quoted for part in text.split("…") if part.strip()]
+    assert [part for part in parts if part not in tests] == [] != parts
 
 
 def test_every_setting_is_in_the_table() -> None:
