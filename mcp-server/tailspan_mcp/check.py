@@ -11,6 +11,7 @@ from tailspan_mcp.declared import ANALYTICS, TAILNET
 from tailspan_mcp.server import Part, wrong_entries
 
 GIVEN: Final[dict[str, dict[str, Any]]] = {"query_usage": {"metrics": ["requests"]}}
+NO_EXAMPLE: Final = "Its declaration has no `example` of what must be given."
 OF_A_DEVICE: Final = ("tailscale_get_device", "tailscale_who_is")
 
 
@@ -31,12 +32,14 @@ async def check(client: Client, only: Part | None = None) -> AsyncIterator[Check
             continue
         arguments = _arguments(tool, device)
         if arguments is None:
-            yield Checked(tool.name, "skipped", 0, "There is no example to call it with.")
+            why = "tailscale_list_devices names none to ask about." if tool.name in OF_A_DEVICE else NO_EXAMPLE
+            yield Checked(tool.name, "skipped", 0, why)
             continue
         began = time.monotonic()
         result = await client.call_tool(tool.name, arguments)
         took = (time.monotonic() - began) * 1000
         said = next((part.text for part in result.content if part.type == "text"), "")
+        said = said.removeprefix(f"Error executing tool {tool.name}: ")
         yield Checked(tool.name, "error" if result.is_error else "ok", took, said)
         device = _device(tool.name, result.structured_content) or device
 

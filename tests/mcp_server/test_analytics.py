@@ -254,6 +254,7 @@ async def test_a_window_before_any_data_says_so_and_as_of_is_when_it_was_answere
     tailspan.send(span(1, ago=60))
     async with tailspan.client() as client:
         told = await ask(client, "query_usage", metrics=["requests"], start="2026-01-01", end="2026-02-01")
+    assert told.text == "requests: 0 (2025-12-31T23:00:00.000Z to 2026-01-31T23:00:00.000Z)."
     assert told.data == {
         "rows": [{"requests": 0}],
         **about("2025-12-31T23:00:00.000Z", None),

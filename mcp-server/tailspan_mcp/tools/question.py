@@ -54,11 +54,17 @@ def _told(words: Words, found: dict[str, Any], content: dict[str, Any]) -> CallT
     if question["ask"] == "rows":
         rows = [{key: row[key] for key in ROW} for row in rows]
     more = found["more"] if found["more"] is not None else found["next_cursor"] and "unknown"
-    window = {"start": question["start"], "end": question["end"]}
-    left = f" ({words('more', count=found['more'])})" if found["more"] else ""
-    text = words("rows", count=len(rows), more=left, **window) if rows else words("empty", **window)
+    text = _sentence(words, question, rows, found["more"])
     content["gaps"] += _nothing(question, rows)
     return answer(text, fit({"rows": rows, **({"more": more} if more else {}), **content}))
+
+
+def _sentence(words: Words, question: dict[str, Any], rows: list[dict[str, Any]], more: int | None) -> str:
+    window = {"start": question["start"], "end": question["end"]}
+    if question["ask"] == "aggregate" and len(rows) == 1 and not more:
+        return words("row", values=", ".join(f"{name}: {value}" for name, value in rows[0].items()), **window)
+    left = f" ({words('more', count=more)})" if more else ""
+    return words("rows", count=len(rows), more=left, **window) if rows else words("empty", **window)
 
 
 def _nothing(question: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
