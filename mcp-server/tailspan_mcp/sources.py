@@ -10,6 +10,8 @@ from mcp.server.mcpserver.exceptions import ToolError
 from tailspan_mcp.upstream import Upstream
 
 GAPS: Final = 5
+LONG: Final = 400  # characters of one
+NAMED: Final = 20  # services, to who asks for one that is not there
 SHOWN: Final = 5  # services whose coverage is told, the worst first
 SILENT: Final = timedelta(minutes=2)
 BEFORE: Final = timedelta(days=28)  # so long before a window a request says that its first days were recorded
@@ -31,7 +33,7 @@ async def about(
     Raises ToolError where there is nothing to answer from.
     """
     asked, store = found.get("question", found), found["sources"][0]
-    if store["state"] == "no data yet":
+    if store["newest"] is None:
         raise ToolError(f"There is no answer: {store['message']} (`tailspan doctor` walks the chain.)")
     place = {"filters": _of_services(filters), "without": _of_services(without)}
     services, gaps = _heard(store["services"], place["filters"], place["without"])
@@ -67,24 +69,29 @@ def _troubles(found: dict[str, Any]) -> list[str]:
 
 def _cut(gaps: list[str]) -> list[str]:
     more = [f"and {len(gaps) - GAPS} more: GET /healthz"] if len(gaps) > GAPS else []
-    return [*gaps[:GAPS], *more]
+    return [*(gap if len(gap) <= LONG else f"{gap[:LONG]}…" for gap in gaps[:GAPS]), *more]
 
 
 def _heard(services: Entries, filters: Filters, without: Filters) -> tuple[Entries, list[str]]:
     """The services that are asked for, and which names nobody ever heard of. Raises ToolError where none is left."""
-    gaps = []
-    for name, values in filters.items():
-        known = sorted({str(one[name]) for one in services if one[name]})
-        odd = [value for value in values if value not in known]
-        said = f"no {name} {', '.join(map(repr, odd))} was ever heard of. There is: {', '.join(known) or 'none'}."
-        if len(odd) == len(values):
-            raise ToolError(f"There is no answer: {said}")
-        gaps += [said] if odd else []
+    gaps = [gap for name, values in filters.items() for gap in _unheard(name, values, services)]
     left = [one for one in services if _asked_for(one, filters, without)]
     if (filters or without) and not any(one["last_request"] for one in left):
         names = ", ".join(one["service"] for one in left) or "what is asked for"
         raise ToolError(f"There is no answer: no request of {names} has ever arrived. `tailspan doctor` says why.")
     return left, gaps
+
+
+def _unheard(name: str, values: list[str], services: Entries) -> list[str]:
+    """Which of these names are none. Raises ToolError where none of them is one."""
+    known = sorted({str(one[name]) for one in services if one[name]})
+    odd = [value for value in values if value not in known]
+    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
+    there = ", ".join(known[:NAMED]) + more or "none"
+    said = f"no {name} {', '.join(map(repr, odd))} was ever heard of. There is: {there}."
+    if len(odd) == len(values):
+        raise ToolError(f"There is no answer: {said}")
+    return [said] if odd else []
 
 
 def _asked_for(service: dict[str, Any], filters: Filters, without: Filters) -> bool:
