@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import httpx
+import httpx2
 import pytest
 from mcp import Client
 from tailspan_mcp.server import create_server
 from tailspan_mcp.settings import Settings
+from tailspan_mcp.upstream import author_of
 
 from tests.conftest import launching
 from tests.mcp_server.conftest import Told, ask
@@ -111,3 +113,13 @@ def test_a_person_of_the_tailnet_asks_without_a_key_and_a_tagged_device_does_not
         }
 
     until(recorded, "who asked is not recorded")
+
+
+def test_what_serve_answers_for_a_service_that_is_gone_is_not_blamed_on_the_service(asked: Asked) -> None:
+    asked.tailnet.nodes["dashboard"].cli("serve", "--bg", "--http=81", "http://127.0.0.1:1")
+    with closing(asked.tailnet.nodes["alice-laptop"].connect("dashboard", 81)) as connection:
+        connection.request("GET", "/prices", headers={"Host": "dashboard"})
+        answer = connection.getresponse()
+        headers, content = answer.getheaders(), answer.read()
+    assert (answer.status, answer.getheader("Server"), content) == (502, None, b"")
+    assert author_of(httpx2.Response(answer.status, headers=headers), content) == "proxy"
