@@ -12,6 +12,7 @@ from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 import anyio
+import httpx2
 import typer
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
@@ -24,6 +25,7 @@ from tailspan_mcp.check import check as calls
 from tailspan_mcp.declared import SettingError
 from tailspan_mcp.server import Part, create_server
 from tailspan_mcp.settings import Settings
+from tailspan_mcp.upstream import detail
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -31,6 +33,7 @@ STATES = {"ok": "[green]ok[/green]     ", "error": "[red]error[/red]  ", "skippe
 PATHS: Final = ("TAILSPAN_TOKEN_FILE", "TAILSPAN_SETTINGS")
 MCP_PATH: Final = "/analytics/mcp"
 HIDDEN: Final = "(from your environment: --write puts it in)"
+TRY: Final = "Is that its address, as http://host:port, and does `tailspan serve` run there?"
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
@@ -88,19 +91,18 @@ def check(
     tailspan-mcp check --only service
     tailspan-mcp check --http https://dashboard.tail1234.ts.net
     """
+    refusals: list[str] = []
     try:
-        found = anyio.run(_checked, Settings.read(), only.value if only else context.obj, http)
+        found = anyio.run(_checked, Settings.read(), only.value if only else context.obj, http, refusals)
     except* Exception as problem:  # whatever the client met: it wraps it in groups of its own
-        raise SettingError(f"{http or 'The server'} cannot be asked: {_root(problem)}. {TRY}") from None
+        why = refusals[-1] if refusals else f"{str(_root(problem)).rstrip('.')}. {TRY}"
+        raise SettingError(f"{http or 'The server'} cannot be asked: {why}") from None
     tools = [one for one in found if one.tool != "settings"]
     bad = sum(one.state == "error" for one in tools)
     wrong = len(found) - len(tools)
     out.print(f"{len(tools)} tools, {bad} without an answer{f'; {wrong} wrong in the settings' if wrong else ''}")
     if bad or wrong:
         raise typer.Exit(1)
-
-
-TRY: Final = "Is that its address, does it want a token (TAILSPAN_TOKEN), and is tailspan[mcp] installed there?"
 
 
 @app.command()
@@ -162,22 +164,29 @@ def _settings() -> Settings:
 
 
 @asynccontextmanager
-async def _client(settings: Settings, only: Part | None, http: str | None) -> AsyncIterator[Client]:
+async def _client(
+    settings: Settings, only: Part | None, http: str | None, refusals: list[str]
+) -> AsyncIterator[Client]:
     if http is None:
         async with Client(create_server(settings, only=only)) as client:
             yield client
         return
+
+    async def note(response: httpx2.Response) -> None:
+        """What the protocol's client does not tell."""
+        if response.is_error:
+            refusals.append(f"{response.status_code}, {detail(await response.aread())}")
+
     url = http if urlsplit(http).path.strip("/") else http.rstrip("/") + MCP_PATH
-    async with (
-        replace(settings, url=url).client() as asking,
-        Client(streamable_http_client(url, http_client=asking)) as client,
-    ):
-        yield client
+    async with replace(settings, url=url).client() as asking:
+        asking.event_hooks = {"response": [note]}
+        async with Client(streamable_http_client(url, http_client=asking)) as client:
+            yield client
 
 
-async def _checked(settings: Settings, only: Part | None, http: str | None) -> list[Checked]:
+async def _checked(settings: Settings, only: Part | None, http: str | None, refusals: list[str]) -> list[Checked]:
     found = []
-    async with _client(settings, only, http) as client:
+    async with _client(settings, only, http, refusals) as client:
         async for one in calls(client, only):
             found.append(one)
             out.print(f"{STATES[one.state]} {one.milliseconds:6.0f} ms  [bold]{one.tool}[/bold]  {escape(one.said)}")

@@ -90,11 +90,11 @@ class Upstream:
         return bytes(content)
 
     def _refused(self, what: str, response: httpx2.Response, content: bytes) -> str:
-        status, found = response.status_code, _parsed(content)
+        status = response.status_code
         if response.is_success:
             kind = response.headers.get("content-type", "no type")
             return f"{self.name} answered {what} with {kind} where JSON was expected: is the path right? {self.fix}"
-        author, said = author_of(response, content), _detail(found, content)
+        author, said = author_of(response, content), detail(content)
         if author == "service":
             return f"{self.name} itself answered {what} with {status}: {said}{HINTS.get(status, '')}"
         server = response.headers.get("server")
@@ -158,8 +158,9 @@ def author_of(response: httpx2.Response, content: bytes) -> Literal["service", "
     return "proxy" if response.status_code in GATEWAY and nothing_said else "unknown"
 
 
-def _detail(found: Any, content: bytes) -> str:
+def detail(content: bytes) -> str:
     """What an error says, in the shapes of tailspan, FastAPI and others; without line ends, and not all of it."""
+    found = _parsed(content)
     error = found.get("error", found.get("detail", found.get("message"))) if isinstance(found, dict) else None
     if isinstance(error, dict):
         error = " ".join(str(error[key]) for key in ("message", "rule", "fix") if key in error) or error
