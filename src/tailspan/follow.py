@@ -18,12 +18,13 @@ from tailspan.errors import LogError, StoreError
 from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Log, Tally
 from tailspan.ingest.nginx import Format
-from tailspan.logfiles import LogFile, LogState, hear, is_as_read, look, opened, pieces
+from tailspan.logfiles import LogFile, LogState, hear, is_as_read, is_full, look, opened, pieces
 from tailspan.witness import Witness
 
 PIECES_AT_ONCE: Final = 1  # then others may have their turn, or the server its end
 REASONS: Final = 3  # that are told
 LOGS: Final = 4  # that are remembered: one is written, one was until just now
+AGAIN_S: Final = 600.0  # then what grows is read from its beginning, where the store may have lost some of it
 
 
 class _Seen(NamedTuple):
@@ -36,8 +37,14 @@ class _Seen(NamedTuple):
 
 class _Grown(NamedTuple):
     at: float
-    inode: int
-    size: int
+    seen: _Seen
+
+
+class _Kept(NamedTuple):
+    """How far a file was read of which the store keeps nothing."""
+
+    place: Place
+    whole_at: float | None  # when all of it was read last; None while it still is
 
 
 class Follower:
@@ -66,7 +73,9 @@ class Follower:
         self._grown: dict[str, deque[_Grown]] = {}  # path → how it grew lately
         self._trouble: dict[str, LogError] = {}  # path → why it could not be read
         self._read: dict[str, _Seen] = {}  # path → how it was when it was read to its end
-        self._logs: OrderedDict[str, Log] = OrderedDict()  # of files by their first line; the newest may have more
+        # of files by their first line, and how far each was read: the newest may have more
+        self._logs: OrderedDict[str, tuple[Log, int]] = OrderedDict()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # likewise
         self._dropped = Tally()
 
     def step(self) -> bool:
@@ -111,43 +120,68 @@ class Follower:
         return True
 
     def _advance(self, file: LogFile, content: IO[bytes], seen: _Seen) -> bool:
-        place, now_ns = self._witness.place(file.key), self._clock_ns()
+        place, now_ns = self._place(file.key), self._clock_ns()
         position = place.read_to if is_as_read(content, place.read_to, place.before) else 0
-        log = self._log(file, content, position, now_ns)
+        log, read_to, is_all = self._log(file, content, position, now_ns), position, True
         limit = seen.size if isinstance(content, BufferedReader) else None  # of a packed file all was seen
         for number, piece in enumerate(pieces(content, position, limit)):
             if number == PIECES_AT_ONCE:
-                return False
+                is_all = False
+                break
             if piece.before:  # else its last line is still being written
                 there = Place(file=file.key, read_to=piece.read_to, before=piece.before)
                 self._witness.keep(log.read(piece.content, now_ns), there)
-        return True
+                self._keep(there, is_first=not read_to)
+            read_to = piece.read_to
+        self._remember(file, log, read_to)
+        if is_all and (kept := self._kept.get(file.key)) and kept.whole_at is None:
+            self._kept[file.key] = kept._replace(whole_at=time.monotonic())
+        return is_all
+
+    def _place(self, key: str) -> Place:
+        """How far it was read: as the store says, or where that keeps nothing, as we know, for a while."""
+        place, kept = self._witness.place(key), self._kept.get(key)
+        if place.read_to or kept is None:
+            return place
+        is_fresh = kept.whole_at is None or kept.whole_at > time.monotonic() - AGAIN_S
+        return kept.place if is_fresh else place
+
+    def _keep(self, place: Place, *, is_first: bool) -> None:
+        before = None if is_first else self._kept.pop(place.file, None)
+        self._kept[place.file] = _Kept(place, before.whole_at if before else None)
+        if len(self._kept) > LOGS:
+            self._kept.popitem(last=False)
+
+    def _remember(self, file: LogFile, log: Log, read_to: int) -> None:
+        self._logs[file.key] = log, read_to
+        if len(self._logs) > LOGS:
+            self._logs.popitem(last=False)
 
     def _look(self, path: str) -> _Seen:
-        """How the file is, with the size it had when what is to be held was not written yet."""
+        """How the file is; how it was, where what was written since is held. Of size 0 where all of it is."""
         stat = Path(path).stat()
         seen = _Seen(stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if not self._hold_s:
             return seen
         now, grown = time.monotonic(), self._grown.setdefault(path, deque())
-        if grown and (grown[-1].inode != seen.inode or grown[-1].size > seen.size):
+        if grown and (grown[-1].seen.inode != seen.inode or grown[-1].seen.size > seen.size):
             grown.clear()
-        if not grown or grown[-1].size != seen.size:
-            grown.append(_Grown(now, seen.inode, seen.size))
+        if not grown or grown[-1].seen != seen:
+            grown.append(_Grown(now, seen))
         while len(grown) > 1 and grown[1].at <= now - self._hold_s:
             grown.popleft()
-        return seen._replace(size=grown[0].size if grown[0].at <= now - self._hold_s else 0, changed_ns=0)
+        return grown[0].seen if grown[0].at <= now - self._hold_s else seen._replace(size=0)
 
     def _log(self, file: LogFile, content: IO[bytes], position: int, now_ns: int) -> Log:
-        """What reads on there: it knows what was before, as far as that matters."""
-        log = self._logs.get(file.key)
-        if log is None or not position:
-            log = self._logs[file.key] = Log(self._origin, self._dropped)
+        """What reads on there: it knows what was before, as far as that matters.
+
+        It is forgotten until the store took what it reads next, or it would count that twice.
+        """
+        log, read_to = self._logs.pop(file.key, (None, 0))
+        if log is None or not 0 < position == read_to:
+            log = Log(self._origin, self._dropped)
             log.open_file(file.form)
             hear(log, content, position, now_ns)
-        self._logs.move_to_end(file.key)
-        if len(self._logs) > LOGS:
-            self._logs.popitem(last=False)
         return log
 
     def _told(self, paths: list[str]) -> LogState:
@@ -157,6 +191,9 @@ class Follower:
         if not paths:
             near = Path(self._patterns[0]).parent
             return LogState("unreadable", f"No file is called {where}. Look for it: ls -l {near}")
+        if full := next((folder for folder in {Path(path).parent for path in paths} if is_full(folder)), None):
+            told = f"The disk of {full} is full: nginx does not write down what it sees now."
+            return LogState("unreadable", f"{told} Make room: df -h {full}; sudo du -xh {full} | sort -h | tail")
         dropped = "; ".join(
             f"{count:,} lines dropped: {reason}, as in: {self._dropped.examples[reason]}"
             for reason, count in self._dropped.dropped.most_common(REASONS)

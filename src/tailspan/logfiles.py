@@ -76,6 +76,15 @@ def unreadable(path: str, problem: OSError) -> LogError:
     return LogError(f"{path} cannot be read: {problem.strerror}.", value=path, fix=fix)
 
 
+def is_full(folder: Path) -> bool:
+    """Whether nobody but root may write there."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return False
+    return disk.f_blocks > 0 and disk.f_bavail == 0
+
+
 def _may_read(path: Path) -> str:
     blocked = next(
         (parent for parent in reversed(path.parents) if not os.access(parent, os.X_OK, effective_ids=True)), path

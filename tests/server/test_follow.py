@@ -15,6 +15,7 @@ import pytest
 from tailspan.errors import BusyError
 from tailspan.follow import Follower
 from tailspan.ingest.line import Origin
+from tailspan.ingest.lines import Lines
 from tailspan.ingest.nginx import chosen
 from tailspan.store.duckdb import DuckDB
 from tailspan.witness import Witness
@@ -95,9 +96,7 @@ def test_every_line_is_one_request_through_rotations(store: DuckDB, log: Path, r
 def test_without_its_checkpoints_it_reads_all_again_and_adds_nothing(store: DuckDB, log: Path) -> None:
     write(log, range(20))
     following(store, log).step()
-    with store._write() as cursor:
-        cursor.execute("DELETE FROM checkpoint")
-    following(store, log).step()
+    read_anew(store, log)
     assert store.count() == 20
 
 
@@ -123,6 +122,66 @@ def test_equal_lines_of_a_second_are_told_apart_wherever_it_stopped(store: DuckD
     assert store.count() == 5
 
 
+@pytest.mark.parametrize("grown_between", [True, False])
+def test_what_took_the_place_of_as_many_bytes_is_read_too_where_the_youngest_is_held(
+    store: DuckDB, log: Path, monkeypatch: pytest.MonkeyPatch, *, grown_between: bool
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("tailspan.follow.time.monotonic", lambda: now_s[0])
+    witness = Witness(store, lambda: NOW, 400)
+    follower = Follower((f"{log}*",), witness, lambda: NOW_NS, chosen(None), Origin("dashboard"), hold_s=2)
+
+    def later() -> int:
+        follower.step()
+        now_s[0] += 3
+        follower.step()
+        return store.count()
+
+    write(log, range(10, 20))
+    assert (follower.step(), store.count(), later()) == (False, 0, 10)
+    os.truncate(log, 0)
+    if grown_between:
+        write(log, range(20, 25))
+        assert later() == 15
+    write(log, range(25 if grown_between else 20, 30))
+    assert later() == 20
+
+
+def test_where_the_store_keeps_no_place_a_long_log_is_read_once_and_from_its_beginning_after_a_while(
+    store: DuckDB, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So InfluxDB does, which may lose something at any time."""
+    now_s, delivered = [0.0], []
+    real = Witness.keep
+
+    def keep(witness: Witness, lines: Lines, place: Any = None) -> Any:
+        delivered.append(lines.total)
+        return real(witness, lines, place)
+
+    monkeypatch.setattr("tailspan.follow.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("tailspan.logfiles.PIECE", 2000)
+    monkeypatch.setattr(store, "place", lambda file: (0, ""))
+    monkeypatch.setattr(Witness, "keep", keep)
+    follower = following(store, log)
+
+    def read_now() -> tuple[int, int]:
+        """Lines that were delivered, and all that are there."""
+        delivered.clear()
+        while follower.step():
+            assert len(delivered) < 100
+        return sum(delivered), store.count()
+
+    write(log, range(100))
+    assert (read_now(), len(delivered) > 5) == ((100, 100), True)
+    write(log, range(100, 101))
+    assert read_now() == (1, 101)
+    now_s[0] += 601
+    write(log, range(101, 102))
+    assert read_now() == (102, 102)
+    write(log, range(102, 103))
+    assert read_now() == (1, 103)
+
+
 def test_what_is_in_the_way_is_told_with_what_mends_it(store: DuckDB, log: Path) -> None:
     follower = following(store, log)
     follower.step()
@@ -145,7 +204,9 @@ def test_what_the_store_did_not_take_is_read_again(store: DuckDB, log: Path, mon
         raise BusyError("The disk is full.")
 
     follower = following(store, log)
-    write(log, range(10))
+    write(log, range(5))
+    follower.step()
+    write(log, range(5, 10))
     with monkeypatch.context() as broken:
         broken.setattr(store, "add_lines", full)
         assert not follower.step()
@@ -153,6 +214,40 @@ def test_what_the_store_did_not_take_is_read_again(store: DuckDB, log: Path, mon
     while follower.step():
         pass
     assert (follower.state.state, store.count()) == ("ok", 10)
+    read_anew(store, log)
+    assert store.count() == 10
+
+
+def read_anew(store: DuckDB, log: Path) -> None:
+    """From the beginning of each file, by somebody who knows nothing."""
+    with store._write() as cursor:
+        cursor.execute("DELETE FROM checkpoint")
+    follower = following(store, log)
+    while follower.step():
+        pass
+
+
+def test_equal_lines_on_both_sides_of_a_rotation_that_came_while_it_looked_are_told_apart(
+    store: DuckDB, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = following(store, log)
+    log.write_text(combined() * 2)
+    follower.step()
+    with log.open("a") as file:
+        file.write(combined() * 2)
+    real = Follower._is_read
+
+    def rotated_just_now(*of: Any) -> bool:
+        monkeypatch.undo()
+        copytruncate(log)
+        return real(*of)
+
+    monkeypatch.setattr(Follower, "_is_read", rotated_just_now)
+    while follower.step():
+        pass
+    while follower.step():
+        pass
+    assert store.count() == 4
 
 
 def test_a_packed_file_that_is_cut_off_is_told_and_the_others_are_read(store: DuckDB, log: Path) -> None:

@@ -213,7 +213,7 @@ class DuckDB:
         except duckdb.Error as problem:
             raise BusyError(
                 f"The database {self.path} cannot be written: {_first_line(problem)}",
-                fix="Look for a full disk or a vanished one, then restart tailspan serve.",
+                fix=f"Look for a full disk or a vanished one: df -h {self.path.parent}. Then restart tailspan serve.",
             ) from problem
 
     def _unreadable(self, problem: duckdb.Error) -> StoreError:
