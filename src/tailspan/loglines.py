@@ -125,8 +125,12 @@ class LogLines:
     def reconcile(self, now_ns: int) -> int:
         """Deletes the points of lines whose services told of them since; how many those were."""
         hours = self._changed(Range(now_ns - LOOK_BACK_NS, now_ns + HOUR))
-        deleted = sum(self._reconcile(Range(first, last)) for first, last in _stretches(hours))
-        self._counted |= hours
+        deleted = 0
+        for first, last in _stretches(hours):
+            if gone := self._reconcile(Range(first, last)):
+                deleted += gone  # how many are left is counted the next time
+            else:
+                self._counted |= {hour: points for hour, points in hours.items() if first <= hour * HOUR < last}
         self.reconciled_ns = now_ns
         return deleted
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,11 +13,15 @@ from starlette.testclient import TestClient
 from tailspan.app import create_app
 from tailspan.config import InfluxDB as InfluxDBSettings
 from tailspan.config import Settings
+from tailspan.receiver import Receiver
 from tailspan.store.duckdb import DuckDB
 from tailspan.store.influxdb import InfluxDB
+from tests.server.ledgers import TOOK_NS, Happened, Reference, dense_world
 from tests.server.logs import combined, counts, identified, read, written
+from tests.server.spans import NOW_NS, SECOND
+from tests.server.test_ledger import lines_of
 from tests.stack.engines import Collector, Influxd, until
-from tests.stack.pipeline import OURS, send, span
+from tests.stack.pipeline import OURS, rows, send, span
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 SHOP = OURS | {"http.route": "/prices", "url.path": "/prices", "tailscale.address": "100.64.0.7"}
@@ -36,7 +41,7 @@ def client(tmp_path: Path, influxd: Influxd, collector: Collector) -> Iterator[T
 def influxdb(tmp_path: Path, influxd: Influxd, collector: Collector) -> Iterator[InfluxDB]:
     """A store beside the server's own."""
     local = DuckDB(tmp_path / "beside.duckdb")
-    store = InfluxDB(InfluxDBSettings(influxd.url, influxd.token), local)
+    store = InfluxDB(InfluxDBSettings(influxd.url, influxd.token), local, Receiver(collector.endpoint))
     yield store
     store.close()
     local.close()
@@ -98,6 +103,64 @@ def test_without_ids_too(
     client.app.state.store.reconcile(now_ns)  # type: ignore[attr-defined]
     assert influxd.count() == 3
     assert counts(read(client, path, now=NOW)) == {"lines": 3, "known": 1, "twins": 2}
+
+
+def told_by_service(collector: Collector, happened: tuple[Happened, ...]) -> None:
+    spans = []
+    for one in happened:
+        known = {"http.route": one.path, "url.path": one.path, "tailscale.address": one.address}
+        start_ns, is_child = one.end_ns + one.late_ns - TOOK_NS, one.has_id and one.at_proxy
+        made = span(one.number, OURS | known, start_ns=start_ns, end_time_unix_nano=start_ns + TOOK_NS)
+        made.trace_id = one.trace_id if is_child else one.trace_id[::-1]
+        made.span_id, made.parent_span_id = one.trace_id[8:], one.trace_id[:8] if is_child else b""
+        spans.append(made)
+    if spans:
+        send(collector.endpoint, spans)
+
+
+def counted(influxd: Influxd) -> "Counter[tuple[str, str | None, str | None, int]]":
+    """As Reference has it."""
+    return Counter(
+        (
+            row.tags["tailspan.source"],
+            row.tags["tailscale.address"],
+            row.attributes["url.path"],
+            (row.start_ns + int(row.fields["duration_nano"])) // SECOND,
+        )
+        for row in rows(influxd).values()
+    )
+
+
+def test_in_worlds_at_random_it_is_as_its_rule_says(influxdb: InfluxDB, influxd: Influxd, collector: Collector) -> None:
+    """The worlds lie hours apart, and do not meet."""
+    before: Counter[tuple[str, str | None, str | None, int]] = Counter()
+    for world in map(dense_world, range(0, 8, 2)):
+        reference = Reference()
+        for told in world.told:
+            lines = len(reference.lines)
+            reference.tell(told)
+            if told.by == "service":
+                told_by_service(collector, told.of)
+                there(influxd, before.total() + lines + len(reference.lives))
+                influxdb.reconcile(NOW_NS)
+            else:
+                influxdb.add_lines(lines_of(told), 0)
+            there(influxd, (before + reference.counts).total())
+            assert counted(influxd) == before + reference.counts, told
+        before += reference.counts
+
+
+def test_live_requests_as_many_as_the_lines_that_went_before_are_not_overlooked(
+    client: TestClient, influxdb: InfluxDB, influxd: Influxd, collector: Collector, tmp_path: Path
+) -> None:
+    """InfluxDB has as many points of that hour then as when it was looked at last."""
+    now_ns = int(NOW.timestamp()) * 10**9
+    read(client, written(tmp_path / "a.log", *(line(number) for number in range(3))), now=NOW)
+    there(influxd, 3)
+    for number in range(3):
+        live(collector, number)
+        there(influxd, 4)
+        assert (influxdb.reconcile(now_ns), influxd.count()) == (1, 3)
 
 
 def test_what_influxdb_lost_for_good_a_log_brings_back(
