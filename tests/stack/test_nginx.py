@@ -4,53 +4,122 @@ import json
 import os
 import re
 import subprocess
+import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import pytest
 
 from tailspan.ingest.nginx import FORMATS, own_format
-from tests.conftest import Launch, Program
-from tests.stack.engines import free_port, until
+from tests.stack.engines import Collector, Engine, Influxd, free_port, program, small_disk, until
 from tests.stack.nginx import ADDRESS, FILES, INSTALLED, Nginx, logrotate
 
+# TAILSPAN_TEST_MINUTES=10 pytest tests/stack/test_nginx.py: thirty rotations over ten minutes
+MINUTES: Final = float(os.environ.get("TAILSPAN_TEST_MINUTES", "0"))
+ROTATIONS: Final = 30 if MINUTES else 8
+LINES: Final = 7  # of a visit, in nginx's log
 CLIENT: Final = httpx.Client(trust_env=False, timeout=30)
-CALLS: Final = {"/items/{}": "/items/{number}", "/both/{}": "/both/{number}", "/flaky/x{}": "/flaky/{name}"}
 PHONE: Final = {ADDRESS: "100.64.0.8", "User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X)"}
+NOWHERE: Final = {"TS_SOCKET": "/nowhere"}
+RELAY: Final = """
+extensions:
+  file_storage: {{directory: {folder}/queue, create_directory: true}}
+  health_check: {{endpoint: "127.0.0.1:{health}"}}
+receivers:
+  otlp: {{protocols: {{http: {{endpoint: "127.0.0.1:{http}"}}}}}}
+exporters:
+  otlp_http:
+    traces_endpoint: ${{env:TO}}/v1/traces
+    sending_queue: {{storage: file_storage}}
+    retry_on_failure: {{initial_interval: 1s, max_interval: 2s, max_elapsed_time: 0}}
+service:
+  telemetry: {{metrics: {{level: none}}}}
+  extensions: [file_storage, health_check]
+  pipelines:
+    traces: {{receivers: [otlp], exporters: [otlp_http]}}
+"""
 
 
-class Shop:
+class Shop(Engine):
     """The service, which may be started again at its port, with or without telemetry."""
 
-    def __init__(self, launch: Launch) -> None:
-        self._launch = launch
+    def __init__(self, folder: Path) -> None:
         self.port = free_port()
-        self._program: Program | None = None
-
-    def start(self, endpoint: str | None) -> None:
-        switched_off = {} if endpoint else {"OTEL_TRACES_EXPORTER": "none"}
-        self._program = self._launch(
-            *("uvicorn", "tests.stack.shop:app", "--port", self.port, "--log-level", "warning"),
-            OTEL_EXPORTER_OTLP_ENDPOINT=endpoint or "",
-            OTEL_SERVICE_NAME="shop",
-            TS_SOCKET="/nowhere",
-            **switched_off,
+        super().__init__(
+            *(sys.executable, "-m", "uvicorn", "tests.stack.shop:app", "--port", self.port, "--log-level", "warning"),
+            log=folder / "shop.log",
+            ready=f"http://127.0.0.1:{self.port}/docs",
         )
-        until(self._answers, "the service does not answer")
 
-    def _answers(self) -> bool:
-        try:
-            return CLIENT.get(f"http://127.0.0.1:{self.port}/docs").status_code == 200
-        except httpx.TransportError:
-            return False
+    def serve(self, endpoint: str | None, **more: str) -> None:
+        """What it has to tell it tells before it ends."""
+        there = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} if endpoint else {"OTEL_TRACES_EXPORTER": "none"}
+        self.environment = {"PATH": os.environ["PATH"], "OTEL_SERVICE_NAME": "shop", **NOWHERE, **there, **more}
+        self.start()
 
-    def end(self) -> None:
-        """What it has to tell it tells before."""
-        assert self._program
-        self._program.end()
+
+class Server(Engine):
+    """`tailspan serve`, which follows the shop's log. What it complains about is in its own."""
+
+    def __init__(self, folder: Path, log: Path, **settings: str) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
+        super().__init__(
+            *(sys.executable, "-m", "tailspan", "serve"),
+            log=folder / "serve.log",
+            ready=f"{self.url}/analytics/active",
+            environment={
+                "TAILSPAN_DB": str(folder / "t.duckdb"),
+                "TAILSPAN_LISTEN": self.url.removeprefix("http://"),
+                "TAILSPAN_NGINX_LOG": f"{log}*",
+                "TAILSPAN_NGINX_SERVICE": "shop",
+                **NOWHERE,
+                **settings,
+            },
+        )
+
+
+class Relay(Engine):
+    """A stock collector between the shop and whoever it tells of itself, with its queue on disk."""
+
+    to = ""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        http, health = free_port(), free_port()
+        config = folder / "relay.yaml"
+        config.write_text(RELAY.format(folder=folder, http=http, health=health))
+        self.endpoint = f"http://127.0.0.1:{http}"
+        super().__init__(
+            *(program("collector", "otelcol-contrib"), "--config", config),
+            log=folder / "relay.log",
+            ready=f"http://127.0.0.1:{health}",
+        )
+
+    def pass_on(self, *, late: bool = False) -> None:
+        """`late`: only once this is called again."""
+        self.end()
+        self.environment = {"PATH": os.environ["PATH"], "TO": f"http://127.0.0.1:{free_port()}" if late else self.to}
+        self.start()
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    engine = Shop(tmp_path)
+    yield engine
+    engine.kill()
+
+
+@pytest.fixture
+def relay(tmp_path: Path) -> Iterator[Relay]:
+    engine = Relay(tmp_path / "relay")
+    yield engine
+    engine.kill()
 
 
 @pytest.fixture
@@ -61,25 +130,45 @@ def nginx(tmp_path: Path, shop: Shop) -> Iterator[Nginx]:
     engine.end()
 
 
+Follow = Callable[..., Server]
+
+
 @pytest.fixture
-def shop(launch: Launch) -> Shop:
-    return Shop(launch)
+def follow(tmp_path: Path) -> Iterator[Follow]:
+    """A server that follows this log, into a database or with these settings."""
+    with ExitStack() as engines:
+
+        def begin(log: Path, **settings: str) -> Server:
+            server = Server(tmp_path, log, **settings)
+            engines.callback(server.kill)
+            server.start()
+            return server
+
+        yield begin
 
 
-def server(launch: Launch, tmp_path: Path, log: Path) -> str:
-    """The URL of one that follows the log."""
-    program = launch(
-        *("tailspan", "serve"),
-        TAILSPAN_DB=str(tmp_path / "t.duckdb"),
-        TAILSPAN_LISTEN="127.0.0.1:0",
-        TS_SOCKET="/nowhere",
-        TAILSPAN_NGINX_LOG=f"{log}*",
-        TAILSPAN_NGINX_SERVICE="shop",
-    )
-    return program.line().split()[3]
+@pytest.fixture(params=["duckdb", "influxdb"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[dict[str, str], str]]:
+    """A server's settings, and where services send: empty where that is the server itself."""
+    with ExitStack() as engines:
+        if request.param == "duckdb":
+            yield {}, ""
+            return
+        influxd = Influxd(tmp_path / "influxd")
+        engines.callback(influxd.kill)
+        influxd.set_up()
+        collector = Collector(tmp_path / "collector", influxd)
+        engines.callback(collector.kill)
+        collector.start()
+        settings = {"URL": influxd.url, "TOKEN": influxd.token, "ORG": influxd.org, "BUCKET": influxd.bucket}
+        there = {f"INFLUXDB_V2_{name}": value for name, value in settings.items()}
+        yield {**there, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}, collector.endpoint
 
 
-def counted(url: str) -> Counter[tuple[str, str]]:
+Counts = Counter[tuple[str, str]]
+
+
+def counted(url: str) -> Counts:
     """Requests of the shop by endpoint and source; those by which the tests know it lives left out."""
     asked: dict[str, str | int] = {
         "metrics": "requests",
@@ -92,28 +181,25 @@ def counted(url: str) -> Counter[tuple[str, str]]:
     return Counter({(row["endpoint"], row["source"]): row["requests"] for row in rows if row["endpoint"] != "/docs"})
 
 
-def visit(url: str, turn: int, made: Counter[tuple[str, str]], *, live: bool) -> None:
-    """Seven requests, and what they should be counted as."""
-    for path, route in (
-        ("/items/{}", "/items/{number}"),
-        ("/both/{}", "/both/{number}"),
-        ("/flaky/x{}", "/flaky/{name}"),
-    ):
-        answer = CLIENT.get(f"{url}{path.format(turn)}?secret={turn}", headers=PHONE)
+def visit(url: str, turn: int) -> None:
+    """As many requests as it has LINES."""
+    for path in ("items/{}", "both/{}", "flaky/x{}"):
+        answer = CLIENT.get(f"{url}/{path.format(turn)}?secret={turn}", headers=PHONE)
         assert answer.status_code == 200, answer.text
-        logged = route.replace("{number}", "{id}").replace("{name}", f"x{turn}")
-        made[route if live else logged, "live" if live else "log"] += 1
-    if live:
-        made["/items/{number}", "live"] += 1  # of its own
-        made["/flaky/{name}", "live"] += 1  # whose answer nginx did not take
-    assert CLIENT.get(f"{url}/board", headers=PHONE).status_code == 200
-    made["/board", "live" if live else "log"] += 1
-    for path in ("/", "/refused/please"):
-        CLIENT.get(url + path, headers=PHONE)
-    made["/", "log"] += 1
-    made["/refused/please", "log"] += 1
-    assert CLIENT.get(f"{url}/missing", headers=PHONE).status_code == 404
-    made["/missing", "live" if live else "log"] += 1
+    for path, status in (("board", 200), ("", 302), ("refused/please", 403), ("missing", 404)):
+        assert CLIENT.get(f"{url}/{path}", headers=PHONE).status_code == status
+
+
+def expected(turn: int, *, live: bool) -> Counts:
+    """What a visit should be counted as."""
+    own = ["/", "/refused/please"]  # what nginx answered itself
+    if not live:
+        return Counter(
+            (path, "log") for path in (*own, f"/flaky/x{turn}", "/items/{id}", "/both/{id}", "/board", "/missing")
+        )
+    told = ["/items/{number}", "/both/{number}", "/flaky/{name}", "/board", "/missing"]
+    told += ["/items/{number}", "/flaky/{name}"]  # of its own, and one whose answer nginx did not take
+    return Counter([*((path, "log") for path in own), *((path, "live") for path in told)])
 
 
 def rotation(nginx: Nginx, how: str) -> None:
@@ -123,6 +209,7 @@ def rotation(nginx: Nginx, how: str) -> None:
         ("/var/log/nginx/*.log", str(nginx.access_log)),
         ("/run/nginx.pid", str(nginx.pid_file)),
         ("create 0640 www-data adm", f"create 0640 {user}"),
+        ("rotate 14", "rotate 100"),
     ):
         assert here in text
         text = text.replace(here, there)
@@ -131,42 +218,139 @@ def rotation(nginx: Nginx, how: str) -> None:
     logrotate(nginx.folder, text)
 
 
-def test_each_request_is_there_once_through_rotations_and_without_telemetry(
-    launch: Launch, tmp_path: Path, shop: Shop, nginx: Nginx
+def written(nginx: Nginx, lines: int) -> None:
+    """Until so many are in the newest two files: nginx answers first, and copytruncate may lose what it writes then."""
+    files = (nginx.access_log, Path(f"{nginx.access_log}.1"))
+
+    def found() -> list[int]:
+        return [file.read_bytes().count(b"\n") for file in files if file.exists()]
+
+    until(lambda: sum(found()) == lines, f"not {lines} lines are there", lambda: str(found()))
+
+
+def test_each_request_is_there_once_through_rotations_without_telemetry_and_with_telemetry_that_comes_late(
+    tmp_path: Path, shop: Shop, nginx: Nginx, follow: Follow, store: tuple[dict[str, str], str], relay: Relay
 ) -> None:
-    url = server(launch, tmp_path, nginx.access_log)
-    made: Counter[tuple[str, str]] = Counter()
-    shop.start(url)
-    turns = iter(range(1000))
-    for part, live in (("rename", True), ("copytruncate", False), ("rename", False), ("copytruncate", True)):
-        shop.end()
-        shop.start(url if live else None)
-        for _ in range(3):
-            for _ in range(3):
-                visit(nginx.url, next(turns), made, live=live)
-            rotation(nginx, part)
+    server = follow(nginx.access_log, **store[0])
+    relay.to = store[1] or server.url
+    made, meanwhile = Counts(), Counts()
+    turn, before, how = 0, 0, ""
+    for number in range(ROTATIONS):
+        part = ("live", "without", "live again", "late")[number * 4 // ROTATIONS]
+        if part != how:
+            how = part
+            shop.end()
+            relay.pass_on(late=how == "late")
+            shop.serve(None if how == "without" else relay.endpoint)
+        until_s, first = time.monotonic() + MINUTES * 60 / ROTATIONS, turn
+        while turn < first + 3 or time.monotonic() < until_s:
+            visit(nginx.url, turn)
+            made += expected(turn, live=how != "without")
+            meanwhile += expected(turn, live=how.startswith("live"))
+            turn += 1
+            time.sleep(MINUTES / 10)
+        written(nginx, (turn - before) * LINES)
+        rotation(nginx, ("rename", "copytruncate")[number % 2])
+        before = first
     shop.end()
+    there(server, meanwhile)
+    relay.pass_on()
+    there(server, made)
+    assert len(list(nginx.access_log.parent.glob("*.gz"))) >= ROTATIONS - 1
+    told = read_again(server, nginx)
+    there(server, made)
+    assert (told["added"], told["dropped"], told["lines"]) == (0, {}, turn * LINES)
+    assert told["lines"] == told["known"] + told["twins"]
+    assert "Traceback" not in server.log.read_text()
+    if MINUTES:
+        [coverage] = CLIENT.get(f"{server.url}/analytics/coverage").json()["services"]
+        assert coverage["gaps"], coverage
+
+
+def there(server: Server, wanted: Counts) -> None:
     until(
-        lambda: counted(url) == made,
+        lambda: counted(server.url) == wanted,
         "not each request is there once",
-        lambda: f"too many: {counted(url) - made}, too few: {made - counted(url)}",
-        patience=90,
+        lambda: f"too many: {counted(server.url) - wanted}, too few: {wanted - counted(server.url)}\n{server.said()}",
+        patience=180,
     )
-    assert len(list(nginx.access_log.parent.glob("*.gz"))) > 3
-    again = launch(
-        *("tailspan", "backfill", "--service", "shop", "--json", "--since", "2020-01-01"),
-        *sorted(nginx.access_log.parent.glob("access.log*")),
-        TAILSPAN_URL=url,
-    )
-    code, said, complaints = again.ended()
-    assert code == 0, complaints
-    told = json.loads(said)
-    assert (told["added"], told["dropped"], counted(url)) == (0, {}, made)
-    assert told["lines"] == told["known"] + told["twins"] == 7 * next(turns)
+
+
+def read_again(server: Server, nginx: Nginx) -> dict[str, Any]:
+    """What `tailspan backfill` says of all files, from their beginnings."""
+    files = sorted(nginx.access_log.parent.glob("access.log*"))
+    command = ["tailspan", "backfill", "--service", "shop", "--json", "--since", "2020-01-01", *map(str, files)]
+    environment = {"PATH": os.environ["PATH"], "TAILSPAN_URL": server.url}
+    done = subprocess.run([sys.executable, "-m", *command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_over_the_night_in_which_clocks_are_set_back_nothing_is_there_twice_or_lost(
+    tmp_path: Path, shop: Shop, nginx: Nginx, follow: Follow
+) -> None:
+    """From 02:59:50 to 02:00:10 in Madrid, for all of them; the second half without telemetry."""
+    change_s = datetime(2026, 10, 25, 1, tzinfo=UTC).timestamp()
+    offset_s = round(change_s - 30 - time.time())
+    nginx.end()
+    nginx.environment |= at(offset_s)
+    nginx.start()
+    server = follow(nginx.access_log, **at(offset_s))
+    made, turn = Counts(), 0
+    for live, until_s in ((True, change_s), (False, change_s + 10)):
+        shop.end()
+        shop.serve(server.url if live else None, **at(offset_s))
+        while time.time() + offset_s < until_s:
+            visit(nginx.url, turn)
+            made += expected(turn, live=live)
+            turn += 1
+    shop.end()
+    there(server, made)
+    assert nginx.access_log.read_bytes().count(b"\n") == turn * LINES
+    asked = "metrics=requests&dimensions=day,hour_of_day&zone=Europe/Madrid&service=shop&days=2"
+    hours = CLIENT.get(f"{server.url}/analytics/query?{asked}").raise_for_status().json()["rows"]
+    assert {(row["day"], row["hour_of_day"]) for row in hours} == {("2026-10-25", 2)}
+    told = read_again(server, nginx)
+    assert (told["added"], told["dropped"], told["lines"]) == (0, {}, turn * LINES)
+    there(server, made)
+
+
+def at(offset_s: int) -> dict[str, str]:
+    """The environment of a program in Madrid at another time, by libfaketime."""
+    return {
+        "LD_PRELOAD": str(program("faketime", "libfaketime.so.1")),
+        "FAKETIME": f"{offset_s:+d}s",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "NO_FAKE_STAT": "1",
+        "TZ": "Europe/Madrid",
+    }
+
+
+def test_a_full_disk_is_told_with_what_mends_it(tmp_path: Path, shop: Shop, follow: Follow) -> None:
+    def log_source() -> dict[str, str]:
+        sources = CLIENT.get(f"{server.url}/healthz").json()["sources"]
+        return dict(next(source for source in sources if source["name"] == "log"))
+
+    with small_disk(tmp_path / "nginx", "1m") as place, ExitStack() as engines:
+        nginx = Nginx(place, [shop.port])
+        engines.callback(nginx.kill)
+        nginx.start()
+        server = follow(nginx.access_log)
+        CLIENT.get(f"{nginx.url}/refused/before", headers=PHONE)
+        until(lambda: log_source()["state"] == "ok", "it is not read")
+        with pytest.raises(OSError, match="No space"), (place / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        until(lambda: log_source()["state"] == "unreadable", "it is not told")
+        assert f"Make room: df -h {nginx.access_log.parent};" in log_source()["message"]
+        (place / "filler").unlink()
+        until(lambda: log_source()["state"] == "ok", "it is still told")
+        CLIENT.get(f"{nginx.url}/refused/after", headers=PHONE)
+        until(lambda: ("/refused/after", "log") in counted(server.url), "the next one is not there")
 
 
 def test_nginx_says_whose_child_a_request_is_and_nobody_else_does(shop: Shop, nginx: Nginx) -> None:
-    shop.start(None)
+    shop.serve(None)
     forged = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "x=y", "X-Forwarded-For": "100.64.0.1"}
     names = ("User-Login", "User-Name", "User-Profile-Pic", "Funnel-Request", "App-Capabilities", "Headers-Info")
     forged |= {f"Tailscale-{name}": "boss@example.com" for name in names}
@@ -180,17 +364,17 @@ def test_nginx_says_whose_child_a_request_is_and_nobody_else_does(shop: Shop, ng
 
 def test_nginx_starts_and_serves_while_tailspan_is_away(shop: Shop, nginx: Nginx) -> None:
     """Its fixture was ready although nobody knows the name `tailspan`, nor is there a resolver."""
-    shop.start(None)
+    shop.serve(None)
     assert f"include {INSTALLED}/proxy.conf;" in (FILES / "analytics.conf").read_text()
     assert CLIENT.get(f"{nginx.url}/items/1").json() == 1
 
 
-def test_a_phone_shows_up_without_any_code(launch: Launch, tmp_path: Path, shop: Shop) -> None:
+def test_a_phone_shows_up_without_any_code(tmp_path: Path, shop: Shop, follow: Follow) -> None:
     """nginx's default log and a service that is not instrumented."""
     nginx = Nginx(tmp_path / "nginx", [shop.port], form="combined")
     nginx.start()
-    url = server(launch, tmp_path, nginx.access_log)
-    shop.start(None)
+    url = follow(nginx.access_log).url
+    shop.serve(None)
     CLIENT.get(f"{nginx.url}/board", headers=PHONE)
     until(lambda: counted(url), "the phone is not there")
     [log] = CLIENT.get(f"{url}/analytics/access-logs", params={"service": "shop"}).json()["logs"]
@@ -205,8 +389,8 @@ def test_the_recommended_format_is_the_one_that_is_known() -> None:
     assert written and own_format(written[1]).text == FORMATS["tailspan"]
 
 
-def test_the_sidecars_script_rotates(launch: Launch, tmp_path: Path, nginx: Nginx) -> None:
-    url = server(launch, tmp_path, nginx.access_log)
+def test_the_sidecars_script_rotates(nginx: Nginx, follow: Follow) -> None:
+    url = follow(nginx.access_log).url
     environment = {**os.environ, "EVERY": "0.3", "BYTES": "5000", "KEEP": "50"}
     rotating = subprocess.Popen([FILES / "rotate.sh", nginx.access_log], env=environment)
     try:
