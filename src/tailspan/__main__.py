@@ -306,6 +306,9 @@ def backfill(
     since: Annotated[str | None, typer.Option(help="A local date, or a time with offset.")] = None,
     until: Annotated[str | None, typer.Option(help="Likewise; not included.")] = None,
     zone: Annotated[str, typer.Option(help="IANA name: of dates here, and of times without offset.")] = "UTC",
+    users: Annotated[
+        bool, typer.Option("--users", help="Believe TS-User and $remote_user: the proxy takes out what clients write.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only says what would be added.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -332,7 +335,7 @@ def backfill(
             client,
             err,
             formats=chosen(log_format),
-            origin=Origin(service, environment, tuple(host or ()), zone),
+            origin=Origin(service, environment, tuple(host or ()), zone, users),
             since_ns=_since(since, zone),
             until_ns=_since(until, zone),
             dry_run=dry_run,

@@ -130,7 +130,7 @@ def _parts(
         witness,
         lambda: nanoseconds(clock()),
         chosen(settings.nginx_format),
-        Origin(settings.nginx_service),
+        Origin(settings.nginx_service, users=settings.nginx_users),
         hold_s=HOLD_S if settings.influxdb else 0,
     )
     return replace(of, log=lambda: follower.state), witness, follower

@@ -37,6 +37,13 @@ class Result:
     unresolved: set[str] = field(default_factory=set)
     stopped: bool = False
 
+    @property
+    def coverage(self) -> float | None:
+        """Which share of these requests their services told of themselves, 0 to 1; None where there are none."""
+        told = self.fates["twins"]
+        requests = self.fates["added"] + self.fates["known"] + told
+        return told / requests if requests else None
+
     def as_json(self) -> dict[str, Any]:
         tally = self.tally
         fates = {name: self.fates[name] for name in ("added", "known", "twins", "too_old")}
@@ -48,6 +55,7 @@ class Result:
             "dropped": {
                 reason: {"lines": count, "example": tally.examples[reason]} for reason, count in tally.dropped.items()
             },
+            "coverage": None if self.coverage is None else round(self.coverage, 4),
             "alike": tally.alike,
             "unresolved": sorted(self.unresolved),
             "bytes_read_before": self.skipped,
@@ -203,6 +211,8 @@ def show(result: Result, console: Console) -> None:
     ):
         if count or name in ("lines", would, "already known", "live twins"):
             table.add_row(name, f"{count:,}", escape(note))
+    if result.coverage is not None:
+        table.add_row("coverage", f"{result.coverage:.1%}", "told by their services; gaps: tailspan coverage")
     for reason, count in tally.dropped.most_common():
         table.add_row("dropped", f"{count:,}", escape(f"{reason}, as in: {tally.examples[reason]}"))
     if result.skipped:

@@ -68,6 +68,7 @@ class Settings:
     nginx_log: tuple[str, ...] = ()  # logs that the server reads by itself: paths or patterns, comma separated
     nginx_service: str = "nginx"  # whose requests they have: service.name, as the service calls itself
     nginx_format: str | None = None  # a name or a log_format string; None: by the first lines
+    nginx_users: bool = False  # the proxy takes out TS-User and $remote_user that clients write: they are believed
     trusted_peers: tuple[Network | str, ...] = LOOPBACK  # proxies whose headers are believed in other services' spans
     influxdb: InfluxDB | None = None  # INFLUXDB_V2_*; None: the database file is the store
     collector: str = ""  # OTEL_EXPORTER_OTLP_ENDPOINT, or …_TRACES_ENDPOINT: by which log lines get into InfluxDB
@@ -274,6 +275,7 @@ READERS: Final = {
     "TAILSPAN_NGINX_LOG": _paths,
     "TAILSPAN_NGINX_SERVICE": _word,
     "TAILSPAN_NGINX_FORMAT": _word,
+    "TAILSPAN_NGINX_USERS": _flag,
 }
 INFLUXDB_KEYS: Final = frozenset(
     f"INFLUXDB_V2_{name}"

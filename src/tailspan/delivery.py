@@ -5,9 +5,9 @@ Apart from the server's libraries, for the command does without them.
 
 import json
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tailspan.errors import DeliveryError
 from tailspan.ingest.lines import Lines
@@ -16,11 +16,12 @@ from tailspan.span import ABOUT
 LINES_PATH: Final = "/analytics/log-lines"
 ADDRESS: Final = ABOUT.index("address")
 ROWS: Final = re.compile(rb"(?:\d{1,9}\t[0-9a-f]{32}\t[0-9a-f]{16}\t\d{1,19}\t\d{0,18}\t[^\t\n\r\x00]*\n)*+")
+NUMBER: Final = re.compile(rb"^(\d+)", re.MULTILINE)
 Text = Annotated[str, Field(max_length=1024)]
 
 
 class About(BaseModel):
-    """What a line may say. It names nobody: who had an address is known when a question is answered."""
+    """What a line may say. Whom it names, its proxy vouches for; else that is known when a question is answered."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,17 +30,26 @@ class About(BaseModel):
     method: Text
     route: Text | None = None
     status: int | None = Field(None, ge=100, le=599)
+    login: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     address: Text | None = None
     guess: Text | None = None
-    caller: Annotated[str, Field(pattern="^(unknown|local)$")]
+    identity_source: Annotated[str, Field(pattern="^(serve_header|nginx_auth|none)$")] = "none"
+    caller: Annotated[str, Field(pattern="^(person|unknown|local)$")]
     traffic: Annotated[str, Field(pattern="^(agent|internal|health|asset|page|poll|api)$")]
     page: Text | None = None
     client_address: Text | None = None
     user_agent: Text | None = None
     schema_: Annotated[int, Field(alias="schema", ge=0, le=2**15 - 1)]
 
+    @model_validator(mode="after")
+    def _is_vouched_for(self) -> Self:
+        told = (self.login is not None, self.identity_source != "none", self.caller == "person")
+        if any(told) and not all(told):
+            raise ValueError("a person has a login, and a login is somebody's word")
+        return self
 
-FIXED: Final = {"source": "log", "identity_source": "none", "proven": True, "kind": "request"}
+
+FIXED: Final = {"source": "log", "proven": True, "kind": "request"}
 PLACES: Final = {name: place for place, name in enumerate(ABOUT) if name not in FIXED}
 
 
@@ -82,7 +92,7 @@ def parse(body: bytes) -> tuple[Lines, Head]:
     if not ROWS.fullmatch(rows):
         raise _unreadable("a row is none")
     abouts = {number: _about(about) for number, about in head.abouts.items()}
-    if not {int(row.partition(b"\t")[0]) for row in rows.splitlines()} <= abouts.keys():
+    if not set(map(int, set(NUMBER.findall(rows)))) <= abouts.keys():
         raise _unreadable("a row is about nothing")
     return Lines(abouts, rows, rows.count(b"\n")), head
 

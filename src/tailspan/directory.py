@@ -144,6 +144,13 @@ class Directory:
             self._holders = looks, _by_address(_members(posts))
         return self._holders[1].get(address)
 
+    @property
+    def proxies(self) -> list[str]:
+        """The addresses of the device that a status URL is answered on, beside nginx: its own calls are checks."""
+        looks = [post.look for post in self.posts if isinstance(post.source, Status) and post.source.is_url]
+        own = [device for look in looks if look for device in look.devices if device.node_id == look.own]
+        return [address for device in own for address in device.addresses]
+
     def members(self, now: datetime) -> list[Member]:
         """All devices, those of the first source first."""
         return _members(sorted(self.posts, key=lambda post: post.is_stale(now)))

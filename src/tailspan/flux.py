@@ -302,7 +302,7 @@ def _columns(question: Aggregate) -> list[str]:
         found.update(MADE_OF.get(name, (name,)))
     if "traffic" in names:
         found |= {"route"} if question.labels.polls else set()
-        found |= {"node", "node_id", "login"} if question.labels.checkers else set()
+        found |= {"node", "node_id", "login", "source"} if question.labels.checkers else set()
     return [name for name in TAGS if name in found]
 
 

@@ -26,6 +26,9 @@ class Checker:
     node: str | None = None  # stable id or name
     login: str | None = None
     user_agent: str | None = None  # a part of it
+    # no settings, but of those that the server knows by itself
+    tailnet_address: str | None = None
+    source: str | None = None  # live | log
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,6 +215,8 @@ CHECKS: Final = {
     "node": "(coalesce(node_id = {0}, false) OR coalesce(node = {0}, false))",
     "login": "coalesce(login = {0}, false)",
     "user_agent": "coalesce(contains(user_agent, {0}), false)",
+    "tailnet_address": "coalesce(address = {0}, false)",
+    "source": "source = {0}",
 }
 
 

@@ -90,6 +90,8 @@ def is_check(span: Span, checker: Checker) -> bool:
         and (checker.node is None or checker.node in (span.node_id, span.node))
         and (checker.login is None or checker.login == span.login)
         and (checker.user_agent is None or checker.user_agent in (span.user_agent or ""))
+        and checker.tailnet_address in (None, span.address)
+        and checker.source in (None, span.source)
     )
 
 

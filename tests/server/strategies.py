@@ -225,6 +225,8 @@ labels: Final = st.just(Labels()) | st.builds(
                 "node": st.sampled_from(VALUES_OF["device"]),
                 "login": st.sampled_from(PEOPLE),
                 "user_agent": st.sampled_from(("Kuma", "kuma", "%", "curl/8")),
+                "tailnet_address": st.sampled_from(ADDRESSES),
+                "source": st.sampled_from(("live", "log")),
             },
         )
         .filter(bool)

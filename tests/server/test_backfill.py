@@ -1,6 +1,7 @@
 """A log as the second witness: each request is there once, whoever tells of it, and whatever is read how often."""
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from tailspan.logfiles import look
 from tests.server.conftest import Serving
 from tests.server.logs import SIDECAR, combined, counts, identified, read, written
 from tests.server.spans import ANA, NOW, export, span
+from tests.server.tailnet import STATUS, Answer, Control, running, until
 
 THEN = datetime(2026, 11, 22, tzinfo=UTC)  # after the sidecar's log
 SHOWN = ("endpoint", "method", "status", "traffic", "page", "source")
@@ -82,6 +84,32 @@ def test_a_line_names_nobody_whatever_its_client_wrote(serving: Serving) -> None
         assert {(log["user"], log["caller"], log["ip"]) for log in logs(client)} == {(None, "unknown", "100.64.1.2")}
 
 
+def test_a_user_is_believed_where_the_proxy_is_declared_to_let_no_client_write_one(
+    serving: Serving, tmp_path: Path
+) -> None:
+    basic = written(tmp_path / "basic.log", combined(user="leo"), combined("GET /x HTTP/1.1", user="-"))
+    head, tail = SIDECAR.read_text().splitlines()[-1].rsplit("TS-User: ", 1)
+    assert tail == "-"
+    named = ("zoe@example.com", "=?utf-8?q?Zo=C3=AB@example.com?=", "-", r"\x22", "")
+    sidecar = written(tmp_path / "sidecar.log", *(f"{head}TS-User: {name}\n" for name in named))
+    with serving(now=THEN) as client:
+        assert counts(read(client, sidecar, now=THEN, origin={"users": True})) == {"lines": 5, "added": 5}
+        found = [(log["user"], log["caller"], log["identity_source"]) for log in logs(client)]
+        assert sorted(found, key=str) == [
+            ('"', "person", "serve_header"),
+            ("Zoë@example.com", "person", "serve_header"),
+            ("zoe@example.com", "person", "serve_header"),
+            (None, "unknown", "none"),
+            (None, "unknown", "none"),
+        ]
+        assert counts(read(client, sidecar, now=THEN, since_ns=0)) == {"lines": 5, "known": 5}  # whatever is declared
+        assert client.delete("/analytics/people/zoe@example.com").json()["requests"] == 1
+    with serving() as client:
+        read(client, basic, origin={"users": True})
+        believed = {(log["user"], log["identity_source"]) for log in logs(client, service="dashboard")}
+        assert believed == {(None, "none"), ("leo", "nginx_auth")}
+
+
 def test_a_log_read_again_adds_nothing_with_a_checkpoint_or_without(client: TestClient, tmp_path: Path) -> None:
     path = written(tmp_path / "a.log", combined(), combined(), combined("GET /x HTTP/1.1"))
     assert counts(read(client, path)) == {"lines": 3, "added": 3}
@@ -137,8 +165,10 @@ def test_equal_lines_where_files_meet_are_counted_once_and_the_doubt_is_told(
 def test_what_its_service_told_of_is_its_twin_by_the_requests_id(client: TestClient, tmp_path: Path) -> None:
     client.post("/v1/traces", json=export(live(ID), live(ID + 1)))
     path = written(tmp_path / "a.log", *(identified(ID + number) for number in range(4)))
-    assert counts(read(client, path)) == {"lines": 4, "added": 2, "twins": 2}
-    assert counts(read(client, path, since_ns=0)) == {"lines": 4, "known": 2, "twins": 2}
+    found = read(client, path)
+    assert (counts(found), found["coverage"]) == ({"lines": 4, "added": 2, "twins": 2}, 0.5)
+    found = read(client, path, since_ns=0)
+    assert (counts(found), found["coverage"]) == ({"lines": 4, "known": 2, "twins": 2}, 0.5)
     assert requests(client) == 4
 
 
@@ -271,8 +301,15 @@ def test_a_delivery_that_is_none_is_refused(client: TestClient) -> None:
     ):
         answer = client.post("/analytics/log-lines", content=body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unreadable_body")
-    about = '{"service":"s","method":"GET","caller":"person","traffic":"api","schema":1,"login":"boss@example.com"}'
-    assert client.post("/analytics/log-lines", content=f'{{"abouts":{{"0":{about}}}}}\n').status_code == 400
+    about = '"service":"s","method":"GET","traffic":"api","schema":1,"caller":'
+    for named in (
+        '"person","login":"boss@example.com"',  # nobody's word
+        '"unknown","login":"boss@example.com","identity_source":"serve_header"',
+        '"person","identity_source":"serve_header"',
+        '"person","login":"boss@example.com","identity_source":"whois"',  # which no log has
+    ):
+        answer = client.post("/analytics/log-lines", content=f'{{"abouts":{{"0":{{{about}{named}}}}}}}\n')
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unreadable_body")
 
 
 def test_retention_forgets_lines_and_their_twins(serving: Serving, tmp_path: Path, database: Path) -> None:
@@ -325,6 +362,32 @@ def test_the_sidecars_own_address_is_health_once_it_is_declared(serving: Serving
         assert len(logs(client, traffic="page")) == 1
         settings.write_text('[[checkers]]\naddress = "100.64.1.2"\n')
         assert {log["traffic"] for log in logs(client)} == {"health", "internal"}
+
+
+def test_lines_from_the_device_that_answers_the_status_url_are_health_checks(serving: Serving, tmp_path: Path) -> None:
+    own = json.loads(STATUS.read_bytes())["Self"]["TailscaleIPs"][0]
+    path = written(tmp_path / "a.log", combined(address=own), combined(address="100.64.0.99"))
+    nobody = dict.fromkeys(("user.name", "user.full_name", "tailscale.node", "tailscale.node.id", "tailspan.page"))
+    known = {"tailscale.address": own, "tailspan.caller": "unknown", "tailspan.traffic": "api"}
+    live_one = export(span(1, ANA | nobody | known | {"tailspan.identity.source": "none"}, ago=60))
+
+    def told(client: TestClient) -> set[tuple[str, str, str]]:
+        return {(log["ip"], log["source"], log["traffic"]) for log in logs(client)}
+
+    def sources(client: TestClient) -> set[tuple[str, str]]:
+        return {(one["name"], one["state"]) for one in client.get("/analytics/active").json()["sources"]}
+
+    others = {("100.64.0.99", "log", "page"), (own, "live", "api")}
+    with (
+        running(Control({"/status": Answer(STATUS.read_bytes())}, ("",), Answer({}, 401))) as there,
+        serving(status=f"{there.url}/status") as client,
+    ):
+        read(client, path)
+        client.post("/v1/traces", json=live_one)
+        until(lambda: told(client) == {(own, "log", "health"), *others})
+    with serving(status=str(STATUS)) as client:  # a file may be that of anybody's laptop
+        until(lambda: not sources(client) & {("tailnet status", "no data yet")})
+        assert told(client) == {(own, "log", "page"), *others}
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become somebody else")

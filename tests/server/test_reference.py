@@ -285,6 +285,7 @@ def test_a_person_is_first_seen_at_the_first_activity_ever() -> None:
         {"node": "laptop"},
         {"login": ANA},
         {"user_agent": "Kuma"},
+        {"tailnet_address": "100.64.0.7", "source": "live"},
         {"user_agent": "Kuma", "login": ANA, "node": "n1", "address": "100.64.0.7"},
     ],
 )
@@ -299,6 +300,8 @@ def test_a_checker_is_one_only_where_all_that_is_declared_fits() -> None:
         Checker(user_agent="Kuma", login="leo@example.com"),
         Checker(user_agent="kuma"),
         Checker(node="n1"),
+        Checker(login=ANA, source="log"),
+        Checker(tailnet_address="192.0.2.1"),
     )
     [found] = as_answered([at(0, user_agent="Uptime-Kuma/1.23")], [], Labels(checkers=checkers))
     assert found.traffic == "api"

@@ -1,9 +1,17 @@
 """The ways in, a file a source: bytes in, spans out, and what is dropped is counted with its reason."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tailspan_otel import attributes as names
 
 from tailspan.span import Heartbeat, Span
+
+AHEAD_NS: Final = 600 * 10**9  # how far a service's clock may be ahead of ours
+BROKEN: Final = re.compile("[\x00-\x1f\x7f\ufffd]")
+SERVER: Final = re.compile("[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")  # before the path of a URL
 
 
 @dataclass(slots=True)
@@ -14,3 +22,15 @@ class Delivery:
     heartbeats: list[Heartbeat] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+
+
+def clean(value: Any) -> str | None:
+    """None for what is no text. Else as collector-config.yaml cleans it, where the reasons are.
+
+    That is: a space for each control character and U+FFFD, a slash for each backslash, MAX_LENGTH bytes at most.
+    """
+    if not isinstance(value, str):
+        return None
+    if len(value) > names.MAX_LENGTH // 4 or not (value.isascii() and value.isprintable()):
+        value = BROKEN.sub(" ", value).encode()[: names.MAX_LENGTH].decode(errors="ignore")
+    return value.replace("\\", "/") or None

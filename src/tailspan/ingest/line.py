@@ -10,17 +10,20 @@ from urllib.parse import unquote_to_bytes
 from zoneinfo import ZoneInfo
 
 from tailspan_otel import attributes as names
-from tailspan_otel.identity import guess, is_tailnet, parse
+from tailspan_otel.identity import decoded, guess, is_tailnet, parse
 from tailspan_otel.traffic import fixed_traffic, is_page, page_of_referer, templated
 
+from tailspan.ingest import SERVER, clean
 from tailspan.ingest.nginx import unescaped
-from tailspan.ingest.otlp import SERVER, clean
 from tailspan.span import ABOUT
 
 TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a method (RFC 9110, 5.6.2)
 PAGES: Final = (".html", ".htm", "/")
 DOCUMENTS: Final = ("document", "iframe")
 SECOND: Final = 10**9
+HOURS: Final = {b"%02d" % number: number * 3600 for number in range(24)}  # found twice as fast as worked out
+MINUTES: Final = {b"%02d" % number: number * 60 for number in range(60)}
+SECONDS: Final = {b"%02d" % number: number for number in range(61)}
 # the variables that tell what was asked for, and those that tell the rest but when, how long and which
 ASKED: Final = ("request", "request_method", "request_uri")
 TOLD: Final = (
@@ -28,6 +31,8 @@ TOLD: Final = (
     *("http_sec_fetch_dest", "sent_http_content_type"),
 )
 ANSWER: Final = frozenset(TOLD) - {"remote_addr", "status", "http_user_agent"}
+# those that say who, and what vouches for that: each is what a client wrote, where its proxy lets it
+USERS: Final = {"http_tailscale_user_login": "serve_header", "remote_user": "nginx_auth"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class Origin:
     environment: str | None = None
     hosts: tuple[str, ...] = ()  # what the service is called in URLs, where the lines do not tell
     zone: str = "UTC"  # of times without an offset
+    users: bool = False  # its proxy takes out what clients write as USERS: they are believed
 
 
 class Asked(NamedTuple):
@@ -78,11 +84,15 @@ def asked(values: Mapping[str, bytes]) -> Asked | None:
 
 
 def told(what: Asked, values: Mapping[str, bytes], origin: Origin) -> Told:
-    """Of those of TOLD that the format has. Who called and what for are worked out apart: they combine freely."""
+    """Of those of TOLD, and of USERS where they are believed, that the format has.
+
+    Who called and what for are worked out apart: they combine freely.
+    """
     agent = values.get("http_user_agent", b"")
     who = _caller(values["remote_addr"], agent)
     answer = tuple((name, value) for name, value in values.items() if name in ANSWER)
     done = _answered(what, int(values["status"]), answer, origin.hosts, agent.startswith(b"Mozilla/"))
+    login, vouching = _user(values)
     traffic = "internal" if who.kind == "local" and done.traffic != "agent" else done.traffic
     about = {
         "service": origin.service,
@@ -90,12 +100,13 @@ def told(what: Asked, values: Mapping[str, bytes], origin: Origin) -> Told:
         "method": what.method,
         "route": done.route,
         "status": done.status,
+        "login": login,
         "address": who.address,
         "guess": who.guess,
         "source": "log",
-        "identity_source": "none",
+        "identity_source": vouching,
         "proven": True,
-        "caller": who.kind,
+        "caller": "person" if login else who.kind,
         "traffic": traffic,
         "page": done.page,
         "client_address": who.client,
@@ -120,6 +131,13 @@ def _caller(remote_addr: bytes, user_agent: bytes) -> _Caller:
     is_local = client is None or client.startswith("127.") or client == "::1"
     address = client if client and is_tailnet(client) else None
     return _Caller(client, address, "local" if is_local else "unknown", clean(agent), guess(agent[:256]) or None)
+
+
+def _user(values: Mapping[str, bytes]) -> tuple[str | None, str]:
+    for name, vouching in USERS.items():
+        if login := clean(decoded(_text(values.get(name, b"-")).encode())):
+            return login, vouching
+    return None, "none"
 
 
 class _Answered(NamedTuple):
@@ -182,10 +200,11 @@ def local_time(text: bytes, zone: str) -> int:
     """Of $time_local, in nanoseconds since 1970. `zone` is that of one without an offset. Raises ValueError."""
     if len(text) == 20:
         return _zoned_time(text, zone)
-    hour, minute, second = int(text[12:14]), int(text[15:17]), int(text[18:20])
-    if hour > 23 or minute > 59 or second > 60:
-        raise ValueError("no such time of day")
-    return (_midnight(text[:11], text[20:]) + hour * 3600 + minute * 60 + second) * SECOND
+    try:
+        since_midnight = HOURS[text[12:14]] + MINUTES[text[15:17]] + SECONDS[text[18:20]]
+    except KeyError:
+        raise ValueError("no such time of day") from None
+    return (_midnight(text[:11], text[20:]) + since_midnight) * SECOND
 
 
 @lru_cache(64)

@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 from tailspan_otel.traffic import Rhythm
 
-from tailspan.ingest.line import ASKED, CLOCKS, SECOND, TOLD, Asked, Origin, asked, told
+from tailspan.ingest import AHEAD_NS
+from tailspan.ingest.line import ASKED, CLOCKS, SECOND, TOLD, USERS, Asked, Origin, asked, told
 from tailspan.ingest.nginx import Format
-from tailspan.ingest.otlp import AHEAD_NS
 from tailspan.span import ABOUT
 
 NO_FIT: Final = "not in the format"
@@ -24,12 +24,12 @@ FUTURE: Final = "more than ten minutes in the future: set the clock"
 TORN: Final = "torn: it has no end"
 COLUMNS: Final = ("about", "trace_id", "span_id", "start_ns", "duration_ns", "path")
 STAMPS: Final = 64  # times of which equal lines are told apart: workers write a few seconds out of order at most
-NOTHING: Final = Counter[bytes]()
+NOTHING: Final = dict[bytes, int]()
 MAX_KNOWN: Final = 20_000
 TRAFFIC: Final = ABOUT.index("traffic")
 
 
-Alike = OrderedDict[bytes, Counter[bytes]]  # time → line → how many so far
+Alike = OrderedDict[bytes, dict[bytes, int]]  # time → line → how many so far
 
 
 class Lines(NamedTuple):
@@ -60,8 +60,6 @@ class Tally:
     examples: dict[str, str] = field(default_factory=dict)  # reason → the first such line
     left_out: int = 0  # not between since and until
     alike: int = 0  # equal to the end of the file before: counted as the same requests, and may be others
-    first_ns: int = 2**62  # of the requests passed on
-    last_ns: int = 0
 
     def drop(self, reason: str, line: bytes) -> None:
         self.dropped[reason] += 1
@@ -91,7 +89,8 @@ class Log:
         self._form = form
         self._clock = CLOCKS[form.time]
         self._resolution_ns = 0 if form.time == "msec" else SECOND
-        self._asked, self._told = ([name for name in of if name in place] for of in (ASKED, TOLD))
+        said = (*TOLD, *USERS) if self._origin.users else TOLD
+        self._asked, self._told = ([name for name in of if name in place] for of in (ASKED, said))
         self._what = itemgetter(*(place[name] for name in self._asked))
         self._one = self._asked == ["request"]
         self._rest = itemgetter(*(place[name] for name in self._told))
@@ -117,9 +116,9 @@ class Log:
         self.tally.lines += lines
         if len(found) != lines:
             self._look_for_others(piece)
+        self._used: set[int] = set()
         rows = list(filter(None, map(self._row, found)))
-        used = {int(row[: row.index("\t")]) for row in rows}
-        return Lines({number: self._abouts[number] for number in used}, "".join(rows).encode(), len(rows))
+        return Lines({number: self._abouts[number] for number in self._used}, "".join(rows).encode(), len(rows))
 
     def hear(self, piece: bytes, now_ns: int) -> None:
         """Lines that were told before: they count for nothing but rhythms and equal lines."""
@@ -167,8 +166,7 @@ class Log:
         if not self._since_ns <= start_ns < self._until_ns:
             self.tally.left_out += 1
             return None
-        tally = self.tally
-        tally.first_ns, tally.last_ns = min(tally.first_ns, start_ns), max(tally.last_ns, start_ns)
+        self._used.add(number)
         return f"{number}\t{ids[:32]}\t{ids[32:] or ids[:16]}\t{start_ns}\t{duration}\t{what.path}\n"
 
     def _number(self, known: _Known, start_ns: int) -> int:
@@ -182,13 +180,13 @@ class Log:
     def _id(self, time: bytes, line: bytes) -> str:
         alike = self._alike.get(time)
         if alike is None:
-            alike = self._alike[time] = Counter()
+            alike = self._alike[time] = {}
             if len(self._alike) > STAMPS:
                 self._alike.popitem(last=False)
-        alike[line] += 1
-        if self._before and self._before.get(time, NOTHING)[line] >= alike[line]:
+        number = alike[line] = alike.get(line, 0) + 1
+        if self._before and self._before.get(time, NOTHING).get(line, 0) >= number:
             self.tally.alike += 1
-        return blake2b(b"%d %b" % (alike[line], line), digest_size=24).hexdigest()
+        return blake2b(b"%d %b" % (number, line), digest_size=24).hexdigest()
 
     def _ask(self, key: bytes | tuple[bytes, ...]) -> Asked | None:
         values = (key,) if isinstance(key, bytes) else key

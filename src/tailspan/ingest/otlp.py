@@ -26,17 +26,14 @@ from tailspan_otel.traffic import fixed_traffic
 from tailspan import foreign, wire
 from tailspan.errors import DeliveryError, SizeOfDeliveryError, TypeOfDeliveryError
 from tailspan.foreign import Trusts
-from tailspan.ingest import Delivery
+from tailspan.ingest import AHEAD_NS, SERVER, Delivery, clean
 from tailspan.span import FORGED_KINDS, Heartbeat, Span
 
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
 MAX_BYTES: Final = 8 * 2**20  # of a body, and of what it unpacks to: some 16,000 spans
-AHEAD_NS: Final = 600 * 10**9  # how far a service's clock may be ahead of ours
 LOOPBACK: Final = Peers().trusts
 PROBE: Final = "probe"  # the kind of the span that `tailspan doctor` sends
-BROKEN: Final = re.compile("[\x00-\x1f\x7f\ufffd]")
-SERVER: Final = re.compile("[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")  # before the path of a URL
 
 # name now → what senders of older conventions call it
 OLD_NAMES: Final = {
@@ -291,18 +288,6 @@ def _path(values: dict[str, Any]) -> str | None:
 
 def _tags(value: Any) -> str | None:
     return clean(",".join(filter(None, map(clean, value))) if isinstance(value, tuple) else value)
-
-
-def clean(value: Any) -> str | None:
-    """None for what is no text. Else as collector-config.yaml cleans it, where the reasons are.
-
-    That is: a space for each control character and U+FFFD, a slash for each backslash, MAX_LENGTH bytes at most.
-    """
-    if not isinstance(value, str):
-        return None
-    if len(value) > names.MAX_LENGTH // 4 or not (value.isascii() and value.isprintable()):
-        value = BROKEN.sub(" ", value).encode()[: names.MAX_LENGTH].decode(errors="ignore")
-    return value.replace("\\", "/") or None
 
 
 def _status(value: Any) -> int | None:

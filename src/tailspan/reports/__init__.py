@@ -6,7 +6,7 @@ Here is what they share. Shapes are what the HTTP endpoints return.
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -16,7 +16,7 @@ from tailspan.collector import Collector, CollectorState
 from tailspan.coverage import Coverages
 from tailspan.directory import Directory, DirectoryState
 from tailspan.errors import QuestionError, Trouble
-from tailspan.labels import LabelsFile
+from tailspan.labels import Checker, Labels, LabelsFile
 from tailspan.logfiles import LogState
 from tailspan.query import Range, nanoseconds
 from tailspan.store import ServiceState, State, Store
@@ -36,6 +36,13 @@ class Sources:
     tailnet: Directory | None = None  # who is in it
     log: Callable[[], LogState] | None = None  # the log that is read here
     coverage: Coverages = field(default_factory=Coverages)
+
+    def meaning(self) -> Labels:
+        """What the owner calls things; and whose lines in a log are checks without being declared."""
+        own = self.tailnet.proxies if self.tailnet else ()
+        labels = self.labels.read()
+        checkers = (Checker(tailnet_address=address, source="log") for address in own)
+        return replace(labels, checkers=(*labels.checkers, *checkers))
 
     def told(self, now: datetime) -> "list[Source]":
         """The state of each, for the answer. Of what is optional, only where it should be there."""

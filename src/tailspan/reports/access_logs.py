@@ -69,7 +69,7 @@ def access_logs(of: Sources, params: AccessLogsParams, now: datetime) -> AccessL
     if params.cursor is not None:
         window, after = read_place(params.cursor)
     filters = params.as_filters()
-    asked: dict[str, Any] = {"range": window, "labels": of.labels.read()}
+    asked: dict[str, Any] = {"range": window, "labels": of.meaning()}
     rows = of.store.run(Rows(**asked, filters=filters, limit=params.limit + 1, after=after))
     of_people: dict[str, Any] = {"metrics": ("requests", "people", "devices", "mean_ms"), "known": PERSON}
     if not params.traffic:

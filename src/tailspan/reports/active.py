@@ -38,13 +38,13 @@ def active(of: Sources, params: Filters, now: datetime) -> Active:
     pages = {span.login: span.page for span in _newest(of, params, now, *PERSON, "page")}
     users = [_active_user(span, pages.get(login), now) for login, span in newest.items()]
     users.sort(key=lambda user: user.last_seen_at, reverse=True)
-    window = window_of(ending(now, ACTIVE_FOR), of.labels.read().zone)
+    window = window_of(ending(now, ACTIVE_FOR), of.meaning().zone)
     return Active(active_users=users, total_active=len(users), sources=of.told(now), **window)
 
 
 def _newest(of: Sources, params: Filters, now: datetime, *known: str) -> list[Span]:
     """The newest activity of each person, with these known; the oldest first, so that the newest of two stays."""
-    asked: dict[str, Any] = {"range": ending(now, ACTIVE_FOR), "labels": of.labels.read(), "newest_per": "person"}
+    asked: dict[str, Any] = {"range": ending(now, ACTIVE_FOR), "labels": of.meaning(), "newest_per": "person"}
     filters = params.as_filters()
     called = of.store.run(Rows(**asked, filters={**filters, "traffic": ("page", "api")}, known=known))
     viewed = of.store.run(Rows(**asked, filters={**filters, "kind": ("view",)}, known=known))

@@ -76,7 +76,7 @@ class DashboardUsage(Window):
 
 def dashboard_usage(of: Sources, params: DashboardUsageParams, now: datetime) -> DashboardUsage:
     """Sessions, accesses, features, cards and calls of people. Raises StoreError."""
-    labels = of.labels.read()
+    labels = of.meaning()
     window = ending(now, timedelta(days=params.days))
     asked: dict[str, Any] = {"range": window, "labels": labels, "zone": labels.zone, "limit": MAX_GROUPS}
     asked["filters"] = filters = params.as_filters()

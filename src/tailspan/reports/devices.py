@@ -157,7 +157,7 @@ def uses_of(of: Sources, params: Filters, window: Range, *by: str) -> dict[tuple
             filters={name: (value,) for name, value in given.items()},
             without=NO_USE,
             known=by[:1],
-            labels=of.labels.read(),
+            labels=of.meaning(),
             limit=MAX_GROUPS,
         )
     )
@@ -244,7 +244,7 @@ def _new_people(of: Sources, params: DevicesParams, window: Range) -> list[NewPe
         dimensions=("person",),
         known=PERSON,
         filters=params.as_filters(),
-        labels=of.labels.read(),
+        labels=of.meaning(),
         order=("-first_seen",),
         limit=MAX_GROUPS,
     )

@@ -122,7 +122,7 @@ def asked_by(parameters: Iterable[tuple[str, str]]) -> Asked:
 
 def answer(of: Sources, asked: Asked, now: datetime) -> Answer:
     """Raises QuestionError for what the grammar does not have, StoreError."""
-    labels = of.labels.read()
+    labels = of.meaning()
     for name in ("metrics", "dimensions", "order") if asked.ask != "aggregate" else ("cursor",):
         if getattr(asked, name):
             rule = "Metrics, dimensions and order are of an aggregate, a cursor of rows and sessions."

@@ -105,7 +105,7 @@ class _Timed:
 
 def system_health(of: Sources, params: SystemHealthParams, now: datetime) -> SystemHealth:
     """Uptime by heartbeats, people's response times, errors of all requests, and each day of the window."""
-    labels, filters = of.labels.read(), params.as_filters()
+    labels, filters = of.meaning(), params.as_filters()
     window = ending(now, timedelta(days=params.days))
     ask = _Timed(of, {"range": window, "labels": labels, "zone": labels.zone, "filters": filters, "limit": MAX_GROUPS})
     calls = {"filters": {**filters, "traffic": ("api",)}, "known": PERSON}

@@ -91,7 +91,7 @@ def _uses(of: Sources, address: str, days: int, now: datetime) -> list[AddressUs
         dimensions=("person", "device", "service"),
         filters={"address": (address,)},
         without=NO_USE,
-        labels=of.labels.read(),
+        labels=of.meaning(),
         limit=MAX_GROUPS,
     )
     return [

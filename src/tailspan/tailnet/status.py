@@ -42,8 +42,12 @@ class Status:
     def __init__(self, place: str) -> None:
         self.place = place
 
+    @property
+    def is_url(self) -> bool:
+        return self.place.startswith("http")
+
     def look(self) -> Look:
-        return read(self._fetch(), self.place) if self.place.startswith("http") else self._load()
+        return read(self._fetch(), self.place) if self.is_url else self._load()
 
     def _fetch(self) -> Any:
         with httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=True) as client:
