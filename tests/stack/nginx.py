@@ -39,6 +39,7 @@ class Nginx(Engine):
         )
         return f"""
             daemon off;
+            env FAKETIME; env FAKETIME_DONT_FAKE_MONOTONIC; env NO_FAKE_STAT;
             worker_processes 2;
             pid {self.pid_file};
             error_log {self.folder}/error.log;

@@ -268,12 +268,17 @@ def test_each_request_is_there_once_through_rotations_without_telemetry_and_with
 
 
 def there(server: Server, wanted: Counts) -> None:
-    until(
-        lambda: counted(server.url) == wanted,
-        "not each request is there once",
-        lambda: f"too many: {counted(server.url) - wanted}, too few: {wanted - counted(server.url)}\n{server.said()}",
-        patience=180,
-    )
+    def told() -> str:
+        found = counted(server.url)
+        return f"too many: {found - wanted}, too few: {wanted - found}\n{log_source(server)}\n{server.said()}"
+
+    until(lambda: counted(server.url) == wanted, "not each request is there once", told, patience=100)
+
+
+def log_source(server: Server) -> dict[str, Any]:
+    """What answers say of the log."""
+    sources = CLIENT.get(f"{server.url}/healthz").json()["sources"]
+    return dict(next(source for source in sources if source["name"] == "log"))
 
 
 def read_again(server: Server, nginx: Nginx) -> dict[str, Any]:
@@ -327,24 +332,21 @@ def at(offset_s: int) -> dict[str, str]:
 
 
 def test_a_full_disk_is_told_with_what_mends_it(tmp_path: Path, shop: Shop, follow: Follow) -> None:
-    def log_source() -> dict[str, str]:
-        sources = CLIENT.get(f"{server.url}/healthz").json()["sources"]
-        return dict(next(source for source in sources if source["name"] == "log"))
-
     with small_disk(tmp_path / "nginx", "1m") as place, ExitStack() as engines:
         nginx = Nginx(place, [shop.port])
-        engines.callback(nginx.kill)
+        engines.callback(nginx.end)
         nginx.start()
         server = follow(nginx.access_log)
+        engines.callback(server.end)
         CLIENT.get(f"{nginx.url}/refused/before", headers=PHONE)
-        until(lambda: log_source()["state"] == "ok", "it is not read")
+        until(lambda: log_source(server)["state"] == "ok", "it is not read")
         with pytest.raises(OSError, match="No space"), (place / "filler").open("wb", buffering=0) as filler:
             while filler.write(bytes(4096)):
                 pass
-        until(lambda: log_source()["state"] == "unreadable", "it is not told")
-        assert f"Make room: df -h {nginx.access_log.parent};" in log_source()["message"]
+        until(lambda: log_source(server)["state"] == "unreadable", "it is not told")
+        assert f"Make room: df -h {nginx.access_log.parent};" in log_source(server)["message"]
         (place / "filler").unlink()
-        until(lambda: log_source()["state"] == "ok", "it is still told")
+        until(lambda: log_source(server)["state"] == "ok", "it is still told")
         CLIENT.get(f"{nginx.url}/refused/after", headers=PHONE)
         until(lambda: ("/refused/after", "log") in counted(server.url), "the next one is not there")
 
@@ -390,7 +392,7 @@ def test_the_recommended_format_is_the_one_that_is_known() -> None:
 
 
 def test_the_sidecars_script_rotates(nginx: Nginx, follow: Follow) -> None:
-    url = follow(nginx.access_log).url
+    server = follow(nginx.access_log)
     environment = {**os.environ, "EVERY": "0.3", "BYTES": "5000", "KEEP": "50"}
     rotating = subprocess.Popen([FILES / "rotate.sh", nginx.access_log], env=environment)
     try:
@@ -402,4 +404,4 @@ def test_the_sidecars_script_rotates(nginx: Nginx, follow: Follow) -> None:
         rotating.kill()
         rotating.wait()
     assert len(list(nginx.access_log.parent.glob("*.gz"))) >= 3
-    until(lambda: sum(counted(url).values()) > 40, "lines are missing", patience=20)
+    until(lambda: sum(counted(server.url).values()) > 40, "lines are missing", lambda: str(log_source(server)))
