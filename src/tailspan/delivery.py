@@ -105,11 +105,11 @@ def _about(about: About) -> tuple[object, ...]:
 def delivery(lines: Lines, place: Place | None, *, dry_run: bool = False) -> bytes:
     """The body of what `parse` reads."""
     abouts = {
-        number: {name: about[at] for name, at in PLACES.items() if about[at] is not None}
+        number: {name: about[at] for name, at in PLACES.items() if about[at] not in (None, "none")}
         for number, about in lines.abouts.items()
     }
     head = {"abouts": abouts, "place": place.model_dump() if place else None, "dry_run": dry_run}
-    return json.dumps(head, ensure_ascii=False).encode() + b"\n" + lines.rows
+    return json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" + lines.rows
 
 
 def _unreadable(why: str) -> DeliveryError:

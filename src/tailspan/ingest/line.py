@@ -72,9 +72,9 @@ def asked(values: Mapping[str, bytes]) -> Asked | None:
         target = target if version.startswith("HTTP/") else rest if not target else ""
     else:
         method, target = text.get("request_method", ""), text["request_uri"]
-    if not TOKEN.fullmatch(method) or not target:
+    if not target or (method not in names.METHODS and not TOKEN.fullmatch(method)):
         return None
-    if (server := SERVER.match(target)) is not None:
+    if target[0] != "/" and (server := SERVER.match(target)) is not None:
         target = target[server.end() :] or "/"
     path = target.partition("?")[0].partition("#")[0]
     if "%" in path:
@@ -135,7 +135,7 @@ def _caller(remote_addr: bytes, user_agent: bytes) -> _Caller:
 
 def _user(values: Mapping[str, bytes]) -> tuple[str | None, str]:
     for name, vouching in USERS.items():
-        if login := clean(decoded(_text(values.get(name, b"-")).encode())):
+        if name in values and (login := clean(decoded(_text(values[name]).encode()))):
             return login, vouching
     return None, "none"
 
