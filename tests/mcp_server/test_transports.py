@@ -59,7 +59,7 @@ async def test_over_stdio_a_client_that_starts_it_is_answered(serve: Serving, mo
 async def test_over_stdio_no_answer_of_a_service_ends_the_server(tmp_path: Path) -> None:
     with factory_of() as (factory, url):
         (tmp_path / "settings.toml").write_text(f'[services.factory]\nurl = "{url}"\npreset = "chocolate-factory"')
-        async with Client(stdio(TAILSPAN_SETTINGS=str(tmp_path / "settings.toml"))) as client:
+        async with Client(stdio(TAILSPAN_SETTINGS=str(tmp_path / "settings.toml")), read_timeout_seconds=60) as client:
             factory.fault = "surrogate"
             assert (await ask(client, "get_current_price")).data == {"price": "x\ufffd", "at": None}
             factory.fault = "surrogate 500"
