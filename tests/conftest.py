@@ -27,6 +27,7 @@ def _no_tailnet_of_this_machine() -> Iterator[None]:
     """Whom a developer's own tailscaled knows is none of the tests' business."""
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr("tailspan.config.TAILSCALED", NOWHERE)
+        changed.setattr("tailspan.neighbours.SOCKETS", Path(os.devnull))
         yield
 
 
@@ -36,9 +37,11 @@ class Program:
     def __init__(self, *command: object, **settings: str) -> None:
         ours = ("TAILSPAN_", "OTEL_", "INFLUXDB_V2_", "TS_SOCKET", "TAILSCALE_", "TAILNET", "HEADSCALE_")
         environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+        # a stand-in for tailscaled in the same network is no reason for a server of the tests to ask for a token
+        mode = {"TAILSPAN_USERSPACE": "false"} if command[:2] == ("tailspan", "serve") else {}
         self.process = subprocess.Popen(
             [sys.executable, "-m", *map(str, command)],
-            env=environment | {"TS_SOCKET": str(NOWHERE)} | settings,
+            env=environment | {"TS_SOCKET": str(NOWHERE)} | mode | settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

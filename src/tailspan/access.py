@@ -3,6 +3,7 @@
 Without a token: a process of this machine, over loopback or the unix socket. A caller is not taken for one where
 - a header says that the request came through a proxy: then it is somebody whom the proxy let in;
 - tailscaled runs in userspace mode: any tailnet peer reaches loopback ports there. The unix socket stays out of reach.
+  A tailscaled in our network that nobody asks (its socket is in another container) may run so.
 
 The page's own files hold no data, and are anybody's. Then people, who may read and nothing else: whom a trusted proxy
 names, or whose device has the address that it vouches for. Those of the own tailnet, or where TAILSPAN_READERS names
@@ -13,6 +14,7 @@ A page of a foreign site can make its reader's browser call us. It is stopped by
 not even by rebinding DNS) and, where something would change, by Origin.
 """
 
+import logging
 from collections.abc import Callable
 from hmac import compare_digest
 from pathlib import Path
@@ -27,6 +29,7 @@ from tailspan_otel.whois import Whois
 
 from tailspan.config import Settings, is_loopback
 from tailspan.errors import AccessError, HostError, OriginError, ReaderError, SettingError, TailspanError
+from tailspan.neighbours import has_tailscaled
 from tailspan.respond import refusal
 from tailspan.tailnet import Listed
 
@@ -38,6 +41,13 @@ FILES: Final = "/analytics/static/"
 INDEX: Final = "/analytics/"
 NAMED: Final = (("GET", "/analytics/totals"), ("HEAD", "/analytics/totals"), ("POST", "/analytics/views"))
 TOKEN_FIX: Final = "Send Authorization: Bearer with the server's TAILSPAN_TOKEN."
+UNSEEN: Final = "A tailscaled shares this network and does not say here how it runs: tailnet peers may reach loopback."
+UNSEEN_FIX: Final = (
+    "Let TS_SOCKET name its socket, or set TAILSPAN_USERSPACE=false if it has a TUN device; "
+    "else use TAILSPAN_TOKEN, or TAILSPAN_LISTEN=unix:/path."
+)
+
+log = logging.getLogger("tailspan")
 
 
 class Person(NamedTuple):
@@ -64,9 +74,12 @@ class Guard:
         self.names = (*LOCAL_NAMES, *settings.allowed_hosts)
         self.readers = frozenset(settings.readers)
         self._said = settings.userspace
+        self._socket = settings.ts_socket
         self._tailscaled = Whois(str(settings.ts_socket))
         if self._said is None:
             self._tailscaled.ask_mode()  # before anybody is let in
+            if not settings.unix_path and self.userspace is None and self.exposed:
+                log.warning("%s Over loopback, too, a token is needed. %s", UNSEEN, UNSEEN_FIX)
         self._peers = Peers(settings.trusted_peers)
         self._identify = Identify(self._peers.trusts)
         self._peers.changed = self._identify.forget
@@ -79,6 +92,13 @@ class Guard:
             return self._said
         self._tailscaled.start()  # it may start later than we do, or again and otherwise
         return self._tailscaled.userspace if self._tailscaled.answered else None
+
+    @property
+    def exposed(self) -> bool:
+        """Whether tailnet peers reach loopback ports: in userspace mode, or, as far as anybody knows, where
+        a tailscaled shares our network and its mode was never told."""
+        userspace = self.userspace
+        return has_tailscaled(self._socket) if userspace is None else userspace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -109,13 +129,14 @@ class Guard:
         if sent is None and (self.is_local_process(scope, headers) or self._is_reader(scope)):
             return
         if self.token is None or not compare_digest((sent or "").encode(), f"Bearer {self.token}".encode()):
-            raise AccessError("The token is wrong." if sent else self._why(scope), fix=TOKEN_FIX)
+            why = "The token is wrong." if sent else self._why(scope)
+            raise AccessError(why, fix=f"{TOKEN_FIX} {UNSEEN_FIX}" if why == UNSEEN else TOKEN_FIX)
 
     def is_local_process(self, scope: Scope, headers: Headers) -> bool:
         if any(header in headers for header in PROXY_HEADERS) or any(key.startswith("tailscale-") for key in headers):
             return False
         client = other_end(scope)
-        return client is None or (is_loopback(client[0]) and not self.userspace)
+        return client is None or (is_loopback(client[0]) and not self.exposed)
 
     def _is_reader(self, scope: Scope) -> bool:
         """Whether it is somebody who may ask this. False where nobody knows who it is. Raises ReaderError."""
@@ -155,7 +176,7 @@ class Guard:
         """By a trusted proxy's word, or by the connection itself where tailscaled has a TUN device."""
         self._peers.start()
         caller = self._identify(other_end(scope), dict(scope["headers"]))
-        proven = (caller.unix or not self.userspace) if caller.vouched else self.userspace is False
+        proven = (caller.unix or not self.exposed) if caller.vouched else self.userspace is False
         if not proven or caller.forged:
             return None
         if caller.kind == "funnel":
@@ -176,6 +197,8 @@ class Guard:
             return f"A caller from {client[0]} needs a token."
         if client is not None and self.userspace:
             return "Where tailscaled runs in userspace mode, tailnet peers reach loopback: a token or the unix socket."
+        if client is not None and self.exposed:
+            return UNSEEN
         return "The request came through a proxy: the caller is no process of this machine, and needs a token."
 
 

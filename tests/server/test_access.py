@@ -1,11 +1,14 @@
 """Who gets in: by address, token, Host and Origin."""
 
+import socket
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tailspan import neighbours
 from tailspan.access import check_listening
 from tailspan.config import Settings
 from tailspan.errors import SettingError
@@ -223,6 +226,64 @@ def test_listening_where_others_reach_it_needs_a_token(
     with pytest.raises(SettingError, match="TAILSPAN_TOKEN") as problem:
         check_listening(settings, userspace)
     assert listen in str(problem.value)
+
+
+@pytest.fixture
+def neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A bound socket of tailscaled's name, as a sidecar's is: in this network, and not where the settings look."""
+    monkeypatch.setattr(neighbours, "SOCKETS", Path("/proc/net/unix"))
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "tailscaled.sock"))
+        yield tmp_path / "tailscaled.sock"
+
+
+@pytest.mark.skipif(not Path("/proc/net/unix").exists(), reason="only Linux has networks that containers share")
+@pytest.mark.parametrize(
+    ("peer", "headers", "settings", "status"),
+    [
+        (LOOPBACK, {}, {}, 401),
+        (LOOPBACK, ANA, {"readers": ("ana@example.com",)}, 401),
+        (LOOPBACK, BEARER, {"token": TOKEN}, 200),
+        (None, {}, {}, 200),
+        (None, ANA, {"readers": ("ana@example.com",)}, 200),
+        (LOOPBACK, {}, {"userspace": False}, 200),
+    ],
+)
+@pytest.mark.usefixtures("neighbour")
+def test_beside_a_tailscaled_that_does_not_say_how_it_runs_loopback_is_nobodys_word(
+    serving: Serving, peer: Any, headers: dict[str, str], settings: dict[str, Any], status: int
+) -> None:
+    with serving(peer=peer, **settings) as client:
+        answer = client.get("/analytics/active", headers=headers)
+    assert answer.status_code == status, answer.text
+
+
+def test_what_to_do_about_such_a_tailscaled_is_said_at_the_start_and_to_whoever_is_refused(
+    serving: Serving, neighbour: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = neighbour.parent / "unix"  # as Linux has it
+    monkeypatch.setattr(neighbours, "SOCKETS", table)
+    monkeypatch.setattr(neighbours, "CONTAINERS", ())
+    line = "0000000000000000: 00000002 00000000 00010000 0001 01 23451"
+    for name, told in (("", 0), (" /run/dbus.sock", 0), (" /tmp/tailscaled.sock", 1), (" /x/odd name.sock", 1)):
+        table.write_text(f"Num       RefCount Protocol Flags    Type St Inode Path\n{line}{name}\n")
+        caplog.clear()
+        with serving(ts_socket=Path("/y/odd name.sock")) as client:
+            answer = client.get("/analytics/active")
+        assert [answer.status_code, len(caplog.messages)] == ([401, 1] if told else [200, 0])
+    error = answer.json()["error"]
+    assert error["message"] in caplog.messages[0]
+    assert "TAILSPAN_USERSPACE=false" in error["fix"] and "TAILSPAN_USERSPACE=false" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("container", [False, True])
+def test_where_the_networks_sockets_cannot_be_read_a_container_may_have_a_tailscaled(
+    serving: Serving, container: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "SOCKETS", tmp_path / "unix")
+    monkeypatch.setattr(neighbours, "CONTAINERS", (tmp_path,) if container else (tmp_path / "none",))
+    with serving() as client:
+        assert client.get("/analytics/active").status_code == (401 if container else 200)
 
 
 def test_the_token_may_come_from_a_file_and_is_never_shown(tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ class Server:
     """A `tailspan serve` that listens."""
 
     def __init__(self, **settings: str) -> None:
+        known = {"TAILSPAN_USERSPACE": "false"} | settings  # whatever other tests have named tailscaled.sock just now
         self.process = subprocess.Popen(
-            [TAILSPAN, "serve"], env=environment(**settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [TAILSPAN, "serve"], env=environment(**known), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert self.process.stdout
         self.greeting = self.process.stdout.readline()

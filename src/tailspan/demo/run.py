@@ -59,7 +59,7 @@ def demo(
     with suppress(KeyboardInterrupt), ExitStack() as stage:
         folder = Path(stage.enter_context(TemporaryDirectory(prefix="tailspan-demo-")))
         server = stage.enter_context(running_server(keep or folder))
-        tailscaled, serve = folder / "tailscaled.sock", folder / "factory.sock"
+        tailscaled, serve = folder / "whois.sock", folder / "factory.sock"  # another server must not take it for real
         stage.enter_context(LocalAPI(tailscaled))
         service = stage.enter_context(running_service(serve, tailscaled, server, beside_opentelemetry))
         front = stage.enter_context(running("-m", "tailspan.demo.front", serve, server))

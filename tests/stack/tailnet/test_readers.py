@@ -29,8 +29,11 @@ MAY: Final = {
     ("named", "ci-runner", ()): 200,
     ("port", "alice-laptop", ()): 401,
     ("past-serve", "ci-runner", ZOE): 401,
+    ("past-serve", "ci-runner", ()): 401,
+    ("unseen", "ci-runner", ()): 401,  # as in the network of a sidecar whose socket is not shared
 }
 PORTS: Final = {"anybody": 80, "named": 81, "port": 82}
+PAST_SERVE: Final = {"past-serve": "port", "unseen": "unseen"}
 
 
 class Asked(NamedTuple):
@@ -39,7 +42,7 @@ class Asked(NamedTuple):
 
     def by(self, device: str, way: str, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
         """GET /analytics/active through Serve, or past it at the server's own port."""
-        port = PORTS.get(way) or int(self.servers["port"].url.rpartition(":")[2])
+        port = PORTS.get(way) or int(self.servers[PAST_SERVE[way]].url.rpartition(":")[2])
         zoe = self.tailnet.nodes["zoe-phone"].address
         sent = [(key, value.format(zoe=zoe)) for key, value in headers]
         return self.tailnet.nodes[device].get("dashboard", port, "/analytics/active", sent)
@@ -57,6 +60,7 @@ def asked(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "anybody": Server(folder / "anybody", where, socket=folder / "anybody.sock"),
         "named": Server(folder / "named", named, socket=folder / "named.sock"),
         "port": Server(folder / "port", where, host="127.0.0.1"),
+        "unseen": Server(folder / "unseen", {**where, "TS_SOCKET": "/nowhere"}, host="127.0.0.1"),
     }
     with ExitStack() as stack:
         for server in servers.values():
