@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 QUERY_ATTRIBUTES: Final = frozenset(("url.query", "url.full", "http.url", "http.target"))
 HEADERS: Final = ("http.request.header.", "http.response.header.")
 # what was said of the caller when the response began: more may be known now
-EARLIER: Final = frozenset((name.LOGIN, name.FULL_NAME, name.CLIENT_ADDRESS, name.ADDRESS, name.PROVEN))
+EARLIER: Final = frozenset(
+    (
+        *(name.LOGIN, name.FULL_NAME, name.NODE, name.NODE_ID, name.TAGS),
+        *(name.CLIENT_ADDRESS, name.PEER_ADDRESS, name.ADDRESS, name.PROVEN),
+    )
+)
 
 
 class Annotated(SpanProcessor):

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -23,10 +25,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
-from tailspan_otel import instrument
+from tailspan_otel import instrument, whois
 from tailspan_otel.middleware import Capture
 
 from tailspan.demo.localapi import LocalAPI
+from tests.otel.receiver import FIXTURES
+from tests.server.tailnet import until
 
 SERVE = {
     "Host": "dash.tail.ts.net",
@@ -329,6 +333,48 @@ def test_the_first_request_on_a_foreign_span_has_its_device_too(
     names = ("user.name", "tailscale.node", "tailscale.node.id", "tailspan.device.guess", "tailspan.caller")
     attributes = span.attributes or {}
     assert tuple(map(attributes.get, names)) == ("ana@example.com", "ana-laptop", "TESTCTRL00000007", None, "person")
+
+
+@pytest.mark.parametrize("owner", ["100.64.0.2", None])
+def test_what_was_said_of_the_caller_when_the_response_began_gives_way_to_what_is_known_at_its_end(
+    owner: str | None, kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TS_SOCKET", str(tmp_path / "tailscaled.sock"))
+    app, runner = FastAPI(telemetry={"tracer_provider": TracerProvider()}), "100.64.0.4"
+    with LocalAPI(tmp_path / "tailscaled.sock", FIXTURES) as tailscaled:
+
+        @app.get("/moves")
+        async def moves(changes: bool) -> StreamingResponse:
+            async def pieces() -> AsyncIterator[bytes]:
+                yield b"begun"
+                if changes:  # the address has another owner, or none, and what was known is forgotten
+                    known = tailscaled.whois.pop(runner)
+                    tailscaled.whois |= {runner: tailscaled.whois[owner]} if owner else {}
+                    known_no_more = SimpleNamespace(monotonic=lambda: time.monotonic() + whois.STALE_S)
+                    monkeypatch.setattr(whois, "time", known_no_more)
+                    assert b"tag:ci" in known
+
+            return StreamingResponse(pieces())
+
+        instrument(app, exporter=kept)
+        with TestClient(app, client=("127.0.0.1", 4000), headers={"X-Forwarded-For": runner}) as client:
+            client.get("/moves", params={"changes": False})
+            until(kept.requests)
+            client.get("/moves", params={"changes": True})
+    names = {"tailspan.caller", "user.name", "user.full_name", "tailscale.node", "tailscale.node.id", "tailscale.tags"}
+    before, after = ({key: sent[key] for key in names & sent.keys()} for sent in kept.requests())
+    assert (before["tailspan.caller"], before["tailscale.tags"]) == ("tagged", ("tag:ci",))
+    assert after == (
+        {
+            "tailspan.caller": "person",
+            "user.name": "alice@example.com",
+            "user.full_name": "Alice Architect",
+            "tailscale.node": "alice-laptop",
+            "tailscale.node.id": "TESTCTRL00000002",
+        }
+        if owner
+        else {"tailspan.caller": "unknown"}
+    )
 
 
 def test_an_app_instrumented_twice_is_recorded_once(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
