@@ -164,7 +164,8 @@ const STYLE = `
 section { box-sizing: border-box; padding: 1.25rem; background: var(--back); border: 1px solid var(--line); border-radius: 12px; overflow-wrap: anywhere; }
 h2, h3, p, dl, dd, ol { margin: 0; padding: 0; }
 h2 { font-size: 1.125rem; } h3 { font-size: .875rem; margin-bottom: .25rem; }
-.note { margin: .75rem 0 0; padding: .5rem .75rem; border: 1px solid var(--line); border-radius: 8px; background: var(--note); color: var(--noted); font-size: .875rem; }
+#status { position: absolute; inset: 0 0 auto; max-height: 100%; overflow: auto; }
+.note { margin: 0; padding: .5rem .75rem; border: 1px solid var(--line); border-radius: 8px; background: var(--note); color: var(--noted); font-size: .875rem; }
 dl { display: grid; grid-template-columns: repeat(3, 1fr); gap: .75rem; margin: 1rem 0; }
 dl div { display: flex; flex-direction: column-reverse; justify-content: flex-end; }
 dt { color: var(--quiet); font-size: .8125rem; } dd { font-size: 1.75rem; font-weight: 600; font-variant-numeric: tabular-nums; }
@@ -174,15 +175,16 @@ summary { cursor: pointer; color: var(--quiet); font-size: .8125rem; padding: .2
 table { width: 100%; border-collapse: collapse; font-size: .875rem; }
 th { text-align: start; font-weight: 400; } td, th:last-child { text-align: end; font-variant-numeric: tabular-nums; }
 td, th { border-top: 1px solid var(--line); padding: .2rem 0; }
-.lists { display: grid; grid-template-columns: 1fr 1fr; gap: 1.25rem; margin-top: 1rem; min-height: 10rem; align-content: start; }
+.lists { display: grid; grid-template-columns: 1fr 1fr; gap: 1.25rem; margin-top: 1rem; }
+.lists div { height: 13rem; overflow: auto; }
 ol { list-style: none; font-size: .875rem; } li { display: flex; flex-wrap: wrap; gap: 0 .5rem; padding: .2rem 0; }
 li b, li time { margin-inline-start: auto; } small, time, .lists p { color: var(--quiet); font-size: .8125rem; }
 @container (max-width: 30rem) { .lists { grid-template-columns: 1fr; } dd { font-size: 1.375rem; } section { padding: 1rem; } }`;
 
 const FRAME = `<section aria-labelledby="title"><h2><span aria-hidden="true">📊</span> <span id="title"></span></h2>
-<div id="status" role="status"></div><dl id="numbers"></dl><div class="chart"><canvas role="img"></canvas></div>
+<dl id="numbers"></dl><div class="chart"><canvas role="img"></canvas><div id="status" role="status"></div></div>
 <details><summary></summary><table id="table"></table></details>
-<div class="lists"><div id="features"></div><div id="active"></div></div></section>`;
+<div class="lists"><div id="features" tabindex="0"></div><div id="active" tabindex="0"></div></div></section>`;
 
 class AnalyticsWidget extends (globalThis.HTMLElement ?? Object) {
   static observedAttributes = ["server", "days", "language", "service", "theme", "names", "refused"];
@@ -343,6 +345,7 @@ class AnalyticsWidget extends (globalThis.HTMLElement ?? Object) {
     for (const [id, markup] of Object.entries(pieces)) {
       if (this.#drawn[id] !== markup) at(id).innerHTML = this.#drawn[id] = markup; // what is the same keeps focus and place
     }
+    at("status").tabIndex = pieces.status ? 0 : -1; // it may be more than there is room for
     this.#plot(days, lang);
   }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from playwright.sync_api import BrowserContext, ConsoleMessage, Page
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request
 
 from tailspan.demo.localapi import LocalAPI
 from tests.conftest import Launch, Program
@@ -25,6 +25,7 @@ WIDGET: Final = "/analytics/static/js/components/analytics-widget.js"
 class Stage:
     server: str  # URLs
     front: str
+    otlp: str  # where services send what they tell
     programs: list[Program]
     ask: httpx.Client  # of the server, as a process of its machine
 
@@ -59,7 +60,7 @@ def staged(
         assert service.line()
         front = launch("tailspan.demo.front", serve, url)
         with httpx.Client(base_url=url, trust_env=False, timeout=30) as ask:
-            yield Stage(url, front.line().strip(), [server, service, front], ask)
+            yield Stage(url, front.line().strip(), to, [server, service, front], ask)
 
 
 @dataclass
@@ -70,13 +71,25 @@ class Watched:
     complaints: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     expected: tuple[str, ...] = ()  # what complaints may begin with
+    homes: set[str] = field(default_factory=set)  # the origins it was opened at
 
     def hear(self, said: ConsoleMessage) -> None:
         if said.type in ("error", "warning"):
             self.complaints.append(said.text)
 
+    def follow(self, request: Request) -> None:
+        """Whatever a page loads from elsewhere is a complaint."""
+        self.asked.append(request.url)
+        url = httpx.URL(request.url)
+        origin = f"{url.scheme}://{url.netloc.decode()}"
+        if request.is_navigation_request():
+            self.homes.add(origin)
+        elif url.scheme != "data" and origin not in self.homes:
+            self.complaints.append(f"loaded from elsewhere: {request.url}")
+
     def check(self) -> None:
-        assert [complaint for complaint in self.complaints if not complaint.startswith(self.expected or "\0")] == []
+        unexpected = [complaint for complaint in self.complaints if not complaint.startswith(self.expected or "\0")]
+        assert unexpected == [], unexpected
 
     def card(self) -> Json:
         """What the card shows."""
@@ -99,6 +112,6 @@ def watched(context: BrowserContext, *expected: str) -> Iterator[Watched]:
     seen = Watched(context.new_page(), expected=expected)
     seen.page.on("console", seen.hear)
     seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-    seen.page.on("request", lambda request: seen.asked.append(request.url))
+    seen.page.on("request", seen.follow)
     yield seen
     seen.check()
