@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tailspan.demo.localapi import CAPTURES, LocalAPI
-from tailspan.demo.visitors import EVA, HOST, RUNNER, Visitor
+from tailspan.demo.visitors import ATTACK, EVA, HOST, RUNNER, Visitor
 from tests.conftest import DEADLINE_S, Launch, Program
 from tests.otel.receiver import Receiver
 
@@ -24,6 +24,7 @@ SEEN = {
     "leo@example.com (iphone) on /dashboard · Leo Sanz",
     "zoe@example.com (zoe-phone) on /dashboard · Zoë Müller 漢字",
     "eva@example.com (eva-desktop) on /dashboard · Eva Prat",
+    f"mallory@example.com ({ATTACK}) on /dashboard · {ATTACK}",
     "ci-runner (tag:ci) is no person: POST /optimize/production/daily",
     "127.0.0.2 (unknown) is no person: GET /insights/savings-tracking",
 }

@@ -20,11 +20,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailspan.demo.visitors import ANA, EVA, LEO, ZOE, Visitor
+from tailspan.demo.visitors import ANA, EVA, LEO, MALLORY, ZOE, Visitor
 from tailspan.serve import bind
 
 YOU: Final = Visitor("100.64.0.10", "", "you@example.com", "You")
-VISITORS: Final = {"ana": ANA, "leo": LEO, "zoe": ZOE, "eva": EVA}
+VISITORS: Final = {"ana": ANA, "leo": LEO, "zoe": ZOE, "eva": EVA, "mallory": MALLORY}
 METHODS: Final = ["GET", "HEAD", "POST", "PUT", "DELETE"]
 OWN: Final = ("connection", "transfer-encoding", "content-length", "content-encoding", "keep-alive")
 SAID: Final = ("tailscale-", "x-forwarded-", "x-real-ip", "forwarded", "via")

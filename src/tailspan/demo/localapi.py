@@ -1,4 +1,7 @@
-"""Stands in for tailscaled: its LocalAPI on a unix socket, answering with what a real one answered, byte for byte."""
+"""Stands in for tailscaled: its LocalAPI on a unix socket, answering with what a real one answered, byte for byte.
+
+The names of one capture are made up: no tailnet has a device that is called like mallory's.
+"""
 
 import json
 import threading

@@ -25,7 +25,9 @@ from tailspan.errors import SettingError, TailspanError
 
 LOOK_EVERY_S: Final = 0.25
 READERS: Final = "you@example.com,ana@example.com"  # Leo sees totals, and nobody's name
-HOSTS: Final = "ana.localhost,leo.localhost,zoe.localhost,eva.localhost"  # by these `front` tells who one is
+HOSTS: Final = (
+    "ana.localhost,leo.localhost,zoe.localhost,eva.localhost,mallory.localhost"  # by these `front` tells who one is
+)
 STOP_S: Final = 10.0
 DIE_WITH_PARENT: Final = 1  # prctl(2): PR_SET_PDEATHSIG
 
@@ -64,7 +66,7 @@ def demo(
         service = stage.enter_context(running_service(serve, tailscaled, server, beside_opentelemetry))
         front = stage.enter_context(running("-m", "tailspan.demo.front", serve, server))
         introduce(server, front)
-        asyncio.run(show(visit(serve, service), server, seconds))
+        asyncio.run(show(visit(serve, service, front), server, seconds))
     out.print("stopped" if keep is None else f"stopped; the database is {keep / 'tailspan.duckdb'}")
 
 

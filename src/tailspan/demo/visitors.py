@@ -16,12 +16,16 @@ from typing import Final
 import httpx
 
 from tailspan.demo.localapi import LocalAPI
-from tailspan.demo.service import CALLS, POLLED
+from tailspan.demo.service import CALLS, POLLED, TITLE
 
 HOST: Final = "appsrv.tail-scale.ts.net"
 POLL_S: Final = 3.0  # the page's own two minutes would be long to watch
 GAP_S: Final = (3.0, 20.0)  # people are uneven: even gaps would be polls
 ARRIVAL_S: Final = 0.5
+LAST_S: Final = 20.0  # until the last one comes, whose names are no good first impression
+ATTACK: Final = "<img src=x onerror=alert(1)>"  # what would run where a name is not escaped
+SEEN: Final = {"card": ATTACK, "variant": ATTACK, "age_ms": 0, "visible_ms": 5_000}
+ATTACKS: Final = {"service": TITLE, "page": f"/{ATTACK}", "views": [SEEN]}
 LINUX: Final = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36"
 IPHONE: Final = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
@@ -64,6 +68,7 @@ ANA: Final = Visitor("100.64.0.7", LINUX, "ana@example.com", "Ana Ruiz")
 LEO: Final = Visitor("100.64.0.8", IPHONE, "leo@example.com", "Leo Sanz")
 ZOE: Final = Visitor("100.64.0.3", ANDROID, "zoe@example.com", "=?utf-8?q?Zo=C3=AB_M=C3=BCller_=E6=BC=A2=E5=AD=97?=")
 EVA: Final = Visitor("100.64.0.9", LINUX, "eva@example.com", "Eva Prat")
+MALLORY: Final = Visitor("100.64.0.66", LINUX, "mallory@example.com", ATTACK)
 RUNNER: Final = Visitor("100.64.0.4", "factory-ci/1.0")
 FORGED: Final = Visitor("100.64.0.7", "curl/8.5.0", "boss@example.com", "The Boss")  # what its sender would like to be
 
@@ -144,6 +149,18 @@ async def open_tab(serve: httpx.AsyncClient) -> None:
         await browser.call("GET", POLLED)
 
 
+async def attacker(serve: httpx.AsyncClient, front: str | None) -> None:
+    """Has a name and a device, and makes up paths and cards, that attack whoever shows them."""
+    await asyncio.sleep(LAST_S)
+    browser = Browser(serve, MALLORY)
+    await browser.open("/dashboard")
+    await browser.rest()
+    await browser.call("GET", f"/{ATTACK}")
+    if front:
+        async with httpx.AsyncClient(base_url=front, trust_env=False) as page:
+            await page.post("/analytics/views", json=ATTACKS, headers={"Host": "mallory.localhost"})
+
+
 async def forger(service: str) -> None:
     """Another process, past Serve: it sends itself what only Serve may say."""
     here = httpx.URL(service).host == "127.0.0.1"
@@ -157,10 +174,11 @@ async def forger(service: str) -> None:
             await browser.rest()
 
 
-async def visit(socket: Path, service: str) -> None:
+async def visit(socket: Path, service: str, front: str | None = None) -> None:
     """Everybody comes, one after the other, and stays until cancelled. Raises an ExceptionGroup of httpx.HTTPError.
 
-    `socket` is where Serve forwards to, `service` the URL of the loopback port.
+    `socket` is where Serve forwards to, `service` the URL of the loopback port, `front` that of the way in for browsers:
+    without it no cards are seen.
     """
     transport = httpx.AsyncHTTPTransport(uds=str(socket))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as serve, asyncio.TaskGroup() as all:
@@ -168,6 +186,7 @@ async def visit(socket: Path, service: str) -> None:
             all.create_task(visitor(serve))
             await asyncio.sleep(ARRIVAL_S)
         all.create_task(forger(service))
+        all.create_task(attacker(serve, front))
 
 
 def main() -> None:

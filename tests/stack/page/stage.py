@@ -16,7 +16,7 @@ from tests.stack.engines import Collector, Influxd
 
 Json = dict[str, Any]
 HOST: Final = "factory.example"  # no name of this machine's: browsers leave out what they only send to those
-PEOPLE: Final = ("ana", "leo", "zoe", "eva")
+PEOPLE: Final = ("ana", "leo", "zoe", "eva", "mallory")
 READERS: Final = "ana@example.com,eva@example.com"
 WIDGET: Final = "/analytics/static/js/components/analytics-widget.js"
 

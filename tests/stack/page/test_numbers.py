@@ -215,7 +215,8 @@ def test_every_number_on_the_card_is_the_definitions(stage: Stage, opens: Opens)
     usage = reference.dashboard_usage(query, spans, history)
     used = reference.of_range(query, spans, history)
     features = reference.most(Counter(one.feature for one in used if one.feature and one.person), 5)
-    with opens(viewport={"width": 1100, "height": 2000}) as ana:
+    no_icon = "Failed to load resource: the server responded with a status of 404"  # of what is no page
+    with opens(no_icon, viewport={"width": 1100, "height": 2000}) as ana:
         ana.page.goto(stage.url("ana", "/health"))
         ana.page.set_content(CARD)
         ana.page.wait_for_selector(LOADED)

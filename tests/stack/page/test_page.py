@@ -8,13 +8,14 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
+from tailspan.demo.visitors import ATTACK, ATTACKS
 from tests.server.spans import ANA, PROTOBUF, export, protobuf, span
 from tests.stack.engines import until
 from tests.stack.page.conftest import Opens
 from tests.stack.page.stage import Stage
 from tests.stack.page.test_card import LOADED
 
-BAD: Final = "<img src=x onerror=alert(1)>"
+BAD: Final = ATTACK
 DRAWN: Final = "body[data-state=drawn]"
 IMAGES: Final = Path(__file__).parents[3] / "docs" / "images"
 
@@ -65,6 +66,9 @@ def test_names_that_attack_are_text_everywhere_and_everybody_can_use_card_and_pa
     embedded: Stage, opens: Opens, locale: str
 ) -> None:
     deliver_hostile(embedded)
+    with embedded.of("mallory") as mallory:
+        assert [mallory.get(path).status_code for path in ("/dashboard", f"/{ATTACK}")] == [200, 404]
+        assert mallory.post("/analytics/views", json=ATTACKS).status_code == 204
     scheme: Any = "dark" if locale == "es-ES" else "light"
     with opens(locale=locale, color_scheme=scheme, viewport={"width": 1100, "height": 2000}) as ana:
         ana.page.goto(embedded.url("ana"))
@@ -75,6 +79,8 @@ def test_names_that_attack_are_text_everywhere_and_everybody_can_use_card_and_pa
         ana.page.wait_for_selector(DRAWN)
         for part in ("now", "people", "features", "routes", "cards", "rows"):
             assert BAD in ana.page.locator(f"#{part}").inner_text(), part
+        last = ana.page.locator("#people tr", has_text="mallory@example.com")
+        assert BAD in last.inner_text()  # her device
         accessible(ana.page)
 
 
