@@ -7,6 +7,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from hashlib import blake2b
 from io import BufferedReader, BytesIO
 from itertools import islice
@@ -43,12 +44,35 @@ class LogFile(NamedTuple):
     key: str  # of its first line: the same wherever it is moved or copied to
 
 
+class Piped:
+    """Standard input, whose beginning may be looked at before it is read."""
+
+    def __init__(self) -> None:
+        self._head = b""
+
+    def begin(self) -> bytes:
+        """Waits for a whole line, or the end."""
+        there = cast(BufferedReader, sys.stdin.buffer)
+        while b"\n" not in self._head and (more := there.read1(PIECE)):
+            self._head += more
+        return self._head
+
+    def read(self, size: int) -> bytes:
+        head, self._head = self._head[:size], self._head[size:]
+        return head + sys.stdin.buffer.read(size - len(head))
+
+
+@cache
+def piped() -> Piped:
+    return Piped()
+
+
 @contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
     """Its content, unpacked. Raises LogError, also while it is read, with what mends it."""
     try:
         if path == STDIN:
-            yield sys.stdin.buffer
+            yield cast(IO[bytes], piped())
             return
         with Path(path).open("rb") as file:
             packed = file.read(2) == GZIP
@@ -110,7 +134,7 @@ def look(path: str, formats: Iterable[Format], zone: str) -> LogFile | None:
     """None for an empty file. Raises LogError where it cannot be read, or is in none of the formats."""
     formats = list(formats)
     with opened(path) as file:
-        begin = BytesIO(cast(BufferedReader, sys.stdin.buffer).peek()) if path == STDIN else file
+        begin = BytesIO(piped().begin()) if path == STDIN else file
         first = [line.rstrip(b"\r\n") for line in islice(_whole_lines(begin), LOOKED_AT)]
     if not first:
         return None
