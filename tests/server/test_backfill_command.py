@@ -1,11 +1,15 @@
 """`tailspan backfill` as its users run it: a process, a pipe, a table, Ctrl-C."""
 
+import fcntl
 import re
 import signal
 import subprocess
+import sys
+import termios
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
@@ -27,6 +31,11 @@ def reading(url: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([TAILSPAN, "backfill", "-"], env=environment(TAILSPAN_URL=url), stdin=pipe, stdout=pipe)
 
 
+def unread(pipe: IO[bytes]) -> int:
+    """Bytes that its reader has not taken yet."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 def told(table: str) -> dict[str, str]:
     """The closing table: name → what is said of it."""
     return dict(re.split(r" {2,}", row.strip(), maxsplit=1) for row in table.splitlines() if "  " in row.strip())
@@ -46,6 +55,8 @@ def test_equal_lines_of_one_second_that_drip_through_a_pipe_are_all_there_and_on
         for part in (line()[:30], line()[30:] + line(), line() + line()[:50], line()[50:]):
             program.stdin.write(part)
             program.stdin.flush()
+            while unread(program.stdin) and program.poll() is None:
+                time.sleep(0.05)
         program.stdin.close()
         table = told(program.stdout.read().decode())
         program.stdout.close()
