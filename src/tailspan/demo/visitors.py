@@ -177,8 +177,8 @@ async def forger(service: str) -> None:
 async def visit(socket: Path, service: str, front: str | None = None) -> None:
     """Everybody comes, one after the other, and stays until cancelled. Raises an ExceptionGroup of httpx.HTTPError.
 
-    `socket` is where Serve forwards to, `service` the URL of the loopback port, `front` that of the way in for browsers:
-    without it no cards are seen.
+    `socket` is where Serve forwards to, `service` the URL of the loopback port, `front` that of the way in for
+    browsers: without it no cards are seen.
     """
     transport = httpx.AsyncHTTPTransport(uds=str(socket))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as serve, asyncio.TaskGroup() as all:
