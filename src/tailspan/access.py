@@ -71,6 +71,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings, holder: Callable[[str], Listed | None]) -> None:
         self.app = app
         self.token = settings.token
+        self.allowed_hosts = settings.allowed_hosts
         self.names = (*LOCAL_NAMES, *settings.allowed_hosts)
         self.readers = frozenset(settings.readers)
         self._said = settings.userspace
@@ -110,7 +111,7 @@ class Guard:
 
     def check(self, scope: Scope, headers: Headers) -> None:
         host = headers.get("host", "")
-        name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+        name = name_of(host)
         if name.lower() not in self.names:
             raise HostError(
                 f"This server does not answer to the host {name!r}.",
@@ -118,11 +119,8 @@ class Guard:
                 rule=f"It answers to {', '.join(self.names)}.",
                 fix="Add the name to TAILSPAN_ALLOWED_HOSTS.",
             )
-        origin = headers.get("origin")
-        if scope["method"] not in SAFE_METHODS and origin and origin.partition("://")[2] != host:
-            raise OriginError(
-                f"The page's origin is {origin!r}.", value=origin, rule=f"Only pages of {host} may do this."
-            )
+        if scope["method"] not in SAFE_METHODS and (origin := headers.get("origin")):
+            self._check_origin(origin, host, headers.get("x-forwarded-host") if other_end(scope) is None else None)
         if is_file(scope):
             return
         sent = headers.get("authorization")
@@ -131,6 +129,21 @@ class Guard:
         if self.token is None or not compare_digest((sent or "").encode(), f"Bearer {self.token}".encode()):
             why = "The token is wrong." if sent else self._why(scope)
             raise AccessError(why, fix=f"{TOKEN_FIX} {UNSEEN_FIX}" if why == UNSEEN else TOKEN_FIX)
+
+    def _check_origin(self, origin: str, host: str, forwarded: str | None) -> None:
+        """`forwarded` is what the browser asked for where a proxy says so that we believe: to a unix socket Serve sends
+        "localhost" as Host. It counts as Host does, that is, where it is a name of ours: a foreign page may have found
+        a proxy that passes it on."""
+        ours = (host, forwarded) if forwarded and name_of(forwarded).lower() in self.allowed_hosts else (host,)
+        if origin.partition("://")[2] not in ours:
+            raise OriginError(
+                f"The page's origin is {origin!r}.",
+                value=origin,
+                rule=f"Only pages of {' and '.join(ours)} may do this.",
+                fix="Where that is this server through Tailscale Serve, add its name to TAILSPAN_ALLOWED_HOSTS."
+                if forwarded
+                else None,
+            )
 
     def is_local_process(self, scope: Scope, headers: Headers) -> bool:
         if any(header in headers for header in PROXY_HEADERS) or any(key.startswith("tailscale-") for key in headers):
@@ -200,6 +213,11 @@ class Guard:
         if client is not None and self.exposed:
             return UNSEEN
         return "The request came through a proxy: the caller is no process of this machine, and needs a token."
+
+
+def name_of(host: str) -> str:
+    """Of a Host header, without its port."""
+    return host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
 
 
 def is_file(scope: Scope) -> bool:

@@ -196,6 +196,35 @@ def test_delivering_needs_the_same_and_no_foreign_page(
     assert set(answer.json()) == (set() if status == 200 else {"code", "message"})
 
 
+NODE = "node.tail.ts.net"
+
+
+@pytest.mark.parametrize(
+    ("peer", "origin", "forwarded", "status"),
+    [
+        (None, f"https://{NODE}", NODE, 200),
+        (None, f"https://{NODE}:8443", f"{NODE}:8443", 200),
+        (None, "http://localhost", "", 200),
+        (None, "https://evil.example", NODE, 403),
+        (None, "https://evil.example", "evil.example", 403),  # a name that is not ours
+        (None, f"https://{NODE}", "", 403),
+        (None, f"https://{NODE}:3000", NODE, 403),  # of another service of the machine
+        (None, "null", NODE, 403),
+        (LOOPBACK, f"https://{NODE}", NODE, 403),  # Serve sends its own Host to a port
+    ],
+)
+def test_serve_tells_a_unix_socket_by_x_forwarded_host_which_pages_are_its_own(
+    serving: Serving, peer: Any, origin: str, forwarded: str, status: int
+) -> None:
+    told = {"Host": "localhost", "Origin": origin, **({"X-Forwarded-Host": forwarded} if forwarded else {})}
+    with serving(peer=peer, status=str(STATUS), allowed_hosts=(NODE,)) as client:
+        until(lambda: client.app.state.tailnet.posts[-1].look)  # type: ignore[attr-defined]  # as above
+        answer = client.post("/analytics/query", json={"metrics": ["requests"]}, headers=ALICE | told)
+    assert answer.status_code == status, answer.text
+    if forwarded == "evil.example":
+        assert "TAILSPAN_ALLOWED_HOSTS" in answer.json()["error"]["fix"]
+
+
 def test_a_foreign_page_may_read_nothing_but_is_not_refused_by_origin_alone(serving: Serving) -> None:
     with serving() as client:
         answer = client.get("/analytics/active", headers={"Origin": "https://evil.example"})

@@ -1,7 +1,7 @@
 """Who may read tailspan's own answers, asked over a real tailnet."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Final, NamedTuple
 
 import pytest
@@ -81,6 +81,26 @@ def test_people_of_the_tailnet_may_read_or_those_who_are_named(
 ) -> None:
     answer = asked.by(device, way, headers)
     assert answer.status == MAY[way, device, headers], answer.body
+
+
+@pytest.mark.parametrize(
+    ("origin", "more", "status"),
+    [
+        ("http://dashboard", {}, 200),
+        ("http://evil.example", {}, 403),
+        ("http://evil.example", {"X-Forwarded-Host": "evil.example"}, 403),
+        ("http://evil.example", {"X-Forwarded-Host": "dashboard"}, 403),
+    ],
+)
+def test_a_page_that_serve_has_from_a_unix_socket_may_post_and_no_other(
+    asked: Asked, origin: str, more: dict[str, str], status: int
+) -> None:
+    sent = {"Host": "dashboard", "Origin": origin, "Content-Type": "application/json", **more}
+    with closing(asked.tailnet.nodes["alice-laptop"].connect("dashboard", PORTS["anybody"])) as connection:
+        connection.request("POST", "/analytics/query", b'{"metrics": ["requests"]}', sent)
+        answer = connection.getresponse()
+        said = answer.read()
+    assert answer.status == status, said
 
 
 def test_who_read_and_who_was_refused_is_recorded(asked: Asked) -> None:
