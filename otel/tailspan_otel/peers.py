@@ -8,7 +8,7 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
@@ -29,7 +29,8 @@ log = logging.getLogger("tailspan")
 class Peers:
     """`peers` are addresses, networks or host names. Raises ValueError for what is none of them.
 
-    `changed` is called, in another thread, when a name has other addresses than before.
+    `changed` is called, in another thread, when a name has other addresses than before. `generation` is by then one
+    higher: what `trusts` said, and was asked after reading it, is of that generation or a newer one.
     """
 
     def __init__(self, peers: Iterable[Network | str] = LOOPBACK) -> None:
@@ -41,7 +42,9 @@ class Peers:
                 self._names.append(peer)
             else:
                 self._networks.append(peer)
-        self._found: dict[str, frozenset[Address]] = {}  # name → its addresses, as last looked up
+        # name → its addresses, as last looked up. Never altered, but replaced: requests' threads read it meanwhile
+        self._found: Mapping[str, frozenset[Address]] = {}
+        self.generation = 0
         self._since: dict[str, float] = {}  # name → when it last had any
         self._background = Background("peers", LOOK_UP_EVERY_S, self.look_up)
         _warn(gateway_within(self._networks))
@@ -76,7 +79,8 @@ class Peers:
 
     def _is_at(self, name: str, addresses: frozenset[Address]) -> None:
         if addresses != self._found.get(name):
-            self._found[name] = addresses
+            self._found = {**self._found, name: addresses}
+            self.generation += 1  # only now: whoever reads it is told of these addresses
             self.changed()
 
     def trusts(self, host: str) -> bool:
