@@ -29,8 +29,7 @@ log = logging.getLogger("tailspan")
 class Peers:
     """`peers` are addresses, networks or host names. Raises ValueError for what is none of them.
 
-    `changed` is called, in another thread, when a name has other addresses than before. `generation` is by then one
-    higher: what `trusts` said, and was asked after reading it, is of that generation or a newer one.
+    `changed` is called, in another thread, once a name has other addresses than before.
     """
 
     def __init__(self, peers: Iterable[Network | str] = LOOPBACK) -> None:
@@ -44,7 +43,6 @@ class Peers:
                 self._networks.append(peer)
         # name → its addresses, as last looked up. Never altered, but replaced: requests' threads read it meanwhile
         self._found: Mapping[str, frozenset[Address]] = {}
-        self.generation = 0
         self._since: dict[str, float] = {}  # name → when it last had any
         self._background = Background("peers", LOOK_UP_EVERY_S, self.look_up)
         _warn(gateway_within(self._networks))
@@ -80,7 +78,6 @@ class Peers:
     def _is_at(self, name: str, addresses: frozenset[Address]) -> None:
         if addresses != self._found.get(name):
             self._found = {**self._found, name: addresses}
-            self.generation += 1  # only now: whoever reads it is told of these addresses
             self.changed()
 
     def trusts(self, host: str) -> bool:

@@ -18,14 +18,15 @@ import logging
 from collections.abc import Callable
 from hmac import compare_digest
 from pathlib import Path
+from time import monotonic
 from typing import Final, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
-from tailspan_otel.identity import Identify, other_end
+from tailspan_otel.identity import LOOPBACK, Identify, headers_of, other_end
 from tailspan_otel.localapi import LocalAPI, NoAnswer
 from tailspan_otel.peers import Peers
-from tailspan_otel.whois import Whois
+from tailspan_otel.whois import MODE_S, Whois
 
 from tailspan.config import Settings, is_loopback
 from tailspan.errors import AccessError, HostError, OriginError, ReaderError, SettingError, TailspanError
@@ -76,12 +77,14 @@ class Guard:
         self.readers = frozenset(settings.readers)
         self._said = settings.userspace
         self._socket = settings.ts_socket
+        self._looked = (-MODE_S, False)  # when, and whether a tailscaled shares our network
         self._tailscaled = Whois(str(settings.ts_socket))
         if self._said is None:
             self._tailscaled.ask_mode()  # before anybody is let in
             if not settings.unix_path and self.userspace is None and self.exposed:
                 log.warning("%s Over loopback, too, a token is needed. %s", UNSEEN, UNSEEN_FIX)
         self._peers = Peers(settings.trusted_peers)
+        self._trusts_loopback = settings.trusted_peers == LOOPBACK
         self._identify = Identify(self._peers.trusts)
         self._peers.changed = self._identify.forget
         self._holder = holder
@@ -98,8 +101,10 @@ class Guard:
     def exposed(self) -> bool:
         """Whether tailnet peers reach loopback ports: in userspace mode, or, as far as anybody knows, where
         a tailscaled shares our network and its mode was never told."""
-        userspace = self.userspace
-        return has_tailscaled(self._socket) if userspace is None else userspace
+        userspace, now = self.userspace, monotonic()
+        if userspace is None and self._looked[0] <= now - MODE_S:
+            self._looked = now, has_tailscaled(self._socket)
+        return self._looked[1] if userspace is None else userspace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -188,7 +193,9 @@ class Guard:
     def _person(self, scope: Scope) -> Person | None:
         """By a trusted proxy's word, or by the connection itself where tailscaled has a TUN device."""
         self._peers.start()
-        caller = self._identify(other_end(scope), dict(scope["headers"]))
+        if self._believed_by_others(scope):
+            return None
+        caller = self._identify(other_end(scope), headers_of(scope))
         proven = (caller.unix or not self.exposed) if caller.vouched else self.userspace is False
         if not proven or caller.forged:
             return None
@@ -203,6 +210,12 @@ class Guard:
         if device is None:
             return None
         return Person(device.login, tuple(device.tags.split(",")) if device.tags else (), device.kind)
+
+    def _believed_by_others(self, scope: Scope) -> bool:
+        """Whether uvicorn took a header's word (its port is 0) from a peer that we cannot trust: it did not come over
+        loopback, and nobody else is a proxy of ours."""
+        end, server = other_end(scope), scope.get("server")
+        return end is not None and not end[1] and not is_loopback(server[0] if server else "") and self._trusts_loopback
 
     def _why(self, scope: Scope) -> str:
         client = other_end(scope)

@@ -80,22 +80,6 @@ def test_a_name_is_trusted_by_the_address_it_has_now(monkeypatch: pytest.MonkeyP
     assert changes == [1, 2]
 
 
-def test_each_change_is_one_generation_that_is_counted_when_it_is_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Names(monkeypatch, nginx="172.18.0.5", caddy="172.18.0.6")
-    trusted, seen = Peers(["nginx", "caddy"]), []
-
-    def note() -> None:
-        seen.append((trusted.generation, trusted.trusts("172.18.0.5"), trusted.trusts("172.18.0.6")))
-
-    trusted.changed = note
-    trusted.look_up()
-    trusted.look_up()
-    assert (seen, trusted.generation) == ([(1, True, False), (2, True, True)], 2)
-    names.addresses["nginx"] = "172.18.0.9"
-    trusted.look_up()
-    assert seen[2:] == [(3, False, True)]
-
-
 def test_a_name_that_is_found_while_somebody_is_asked_about_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     Names(monkeypatch, nginx="172.18.0.5", caddy="172.18.0.6")
     trusted = Peers(["nginx", "caddy"])

@@ -27,6 +27,21 @@ ANA = {"Tailscale-User-Login": "ana@example.com", "X-Forwarded-For": "100.64.0.9
 
 
 @pytest.mark.parametrize(
+    ("ours", "peers", "status"),
+    [
+        ("127.0.0.1", {}, 200),
+        ("192.168.1.5", {}, 401),  # whoever reaches that address may have sent it
+        ("192.168.1.5", {"trusted_peers": ("192.168.1.9",)}, 200),
+    ],
+)
+def test_whom_uvicorn_believed_is_believed_where_a_proxy_of_ours_may_have_sent_it(
+    serving: Serving, ours: str, peers: dict[str, Any], status: int
+) -> None:
+    with serving(peer=("100.64.0.99", 0), readers=("ana@example.com",), allowed_hosts=(ours,), **peers) as client:
+        assert client.get(f"http://{ours}:8100/analytics/active", headers=ANA).status_code == status
+
+
+@pytest.mark.parametrize(
     ("peer", "headers", "settings", "status"),
     [
         (LOOPBACK, {}, {}, 200),
