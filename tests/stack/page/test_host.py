@@ -1,24 +1,32 @@
-"""A dashboard as one finds them: cards without ids, a global `API`, all cached for a day, nginx with an allow-list."""
+"""A dashboard as one finds them: cards without ids, a global `API`, polling every two minutes, all of it cached for a
+day, and nginx with an allow-list."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 
 from tests.stack.engines import Engine, free_port, program, until
 from tests.stack.page.conftest import Opens
 from tests.stack.page.stage import HOST, Stage
 from tests.stack.page.test_views import views
 
-PAGE = """<!doctype html><html lang="es"><meta charset="utf-8"><title>Fábrica</title><link rel="icon" href="data:,">
-<style>.card{background:white;border-radius:12px;padding:1.5rem;height:8rem}</style>
+POLLS: Final = """<script>var API = 'mine', Chart = 'also mine'; const loadData = () => fetch('/insights/alerts');
+loadData(); setInterval(loadData, 2 * 60 * 1000);</script>"""
+OLD: Final = f"""<!doctype html><html lang="es"><meta charset="utf-8"><title>Fábrica</title>
+<link rel="icon" href="data:,"><div class="container"></div>{POLLS}</html>"""
+PAGE: Final = f"""<!doctype html><html lang="es"><meta charset="utf-8"><title>Fábrica</title>
+<link rel="icon" href="data:,">
+<style>.card{{background:white;border-radius:12px;padding:1.5rem;height:8rem}}</style>
 <div class="container">
 <div class="card"><div class="card-header"><h2 class="card-title">Plan Optimizado 24h</h2></div></div>
 <div class="card"><h3>Análisis Histórico SIAR (2000-2025)</h3></div>
 <script type="module" src="/analytics/static/js/components/analytics-widget.js"></script>
 </div>
-<script>var API = "mine", Chart = "also mine";</script>
+{POLLS}
 <script type="module" src="/analytics/static/js/components/card-views.js" data-service="factory"></script></html>"""
 CONFIG = """daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; {user} events {{}}
 http {{
@@ -29,15 +37,23 @@ http {{
     listen 127.0.0.1:{port};
     location = /dashboard {{ return 302 /static/index.html; }}
     location /static/ {{ root {folder}; add_header Cache-Control "public, max-age=86400"; }}
+    location /insights/ {{ proxy_pass {front}; proxy_set_header Host $http_host; }}
     location /analytics/ {{ proxy_pass {front}; proxy_set_header Host $http_host; }}
     location / {{ return 403; }}
   }}
 }}"""
 
 
+class Host(NamedTuple):
+    port: int
+    page: Path
+
+    def url(self, who: str) -> str:
+        return f"http://{who}.{HOST}:{self.port}/static/index.html"
+
+
 @pytest.fixture
-def nginx(embedded: Stage, tmp_path: Path) -> Iterator[int]:
-    """Its port."""
+def nginx(embedded: Stage, tmp_path: Path) -> Iterator[Host]:
     folder, port = tmp_path / "nginx", free_port()
     (folder / "static").mkdir(parents=True)
     (folder / "t").mkdir()
@@ -50,18 +66,18 @@ def nginx(embedded: Stage, tmp_path: Path) -> Iterator[int]:
     engine = Engine(*command, log=folder / "log", ready=ready)
     try:
         engine.start()
-        yield port
+        yield Host(port, folder / "static" / "index.html")
     finally:
         engine.kill()
 
 
 def test_two_tags_and_one_location_are_all_that_a_dashboard_behind_nginx_needs(
-    embedded: Stage, opens: Opens, nginx: int
+    embedded: Stage, opens: Opens, nginx: Host
 ) -> None:
-    assert httpx.get(f"http://127.0.0.1:{nginx}/analytic", trust_env=False).status_code == 403
+    assert httpx.get(f"http://127.0.0.1:{nginx.port}/analytic", trust_env=False).status_code == 403
     with opens(viewport={"width": 900, "height": 1200}) as ana:
         for _ in range(2):  # the second time it comes from the browser's cache
-            ana.page.goto(f"http://ana.{HOST}:{nginx}/static/index.html")
+            ana.page.goto(nginx.url("ana"))
             ana.page.wait_for_selector("analytics-widget:is([data-state=ok], [data-state=empty])")
             ana.page.wait_for_timeout(1500)
         assert ana.card()["title"] == "Analytics Última Semana"
@@ -73,3 +89,34 @@ def test_two_tags_and_one_location_are_all_that_a_dashboard_behind_nginx_needs(
         ana.page.goto("about:blank")
         both = {"Plan Optimizado 24h": 2, "Análisis Histórico SIAR (2000-2025)": 2}
         until(lambda: {name: count for (name, _), (count, _) in views(embedded).items()} == both, "no views arrived")
+
+
+def test_a_phone_whose_cached_page_lacks_the_scripts_is_on_the_card_and_its_polls_are_polls(
+    embedded: Stage, opens: Opens, nginx: Host
+) -> None:
+    nginx.page.write_text(OLD)
+    with (
+        opens("Failed to load resource", "Failed to fetch", viewport={"width": 390, "height": 844}) as leo,
+        opens() as ana,
+    ):
+        leo.page.route("**/insights/*", lambda route: route.abort())  # nobody hears of this visit
+        with leo.page.expect_event("requestfailed"):
+            leo.page.goto(nginx.url("leo"))
+        leo.page.unroute("**/insights/*")
+        nginx.page.write_text(PAGE)
+        ana.page.goto(nginx.url("ana"))
+        active = ana.page.locator("analytics-widget #active")
+        expect(active).to_contain_text("Ana Ruiz", timeout=60_000)
+        expect(active).not_to_contain_text("Leo Sanz")
+        leo.page.clock.install()
+        leo.page.goto(nginx.url("leo"))
+        expect(active).to_contain_text("Leo Sanz iphone · /static/index.html", timeout=30_000)
+        assert leo.page.evaluate("document.scripts.length") == 1
+        asked = {"ask": "rows", "traffic": "poll", "user": "leo@example.com", "page": "/static/index.html"}
+
+        def polled() -> bool:
+            leo.page.clock.run_for(120_000)
+            leo.page.wait_for_timeout(2_000)
+            return bool(embedded.ask.get("/analytics/query", params=asked).json()["rows"])
+
+        until(polled, "no poll was told from a call")

@@ -1,10 +1,16 @@
 """Which cards were really looked at, in Chromium: from the tab to the answers of either store."""
 
-from typing import Any
+from typing import Any, Final
 
 from tests.stack.engines import until
 from tests.stack.page.conftest import Opens
 from tests.stack.page.stage import Stage
+
+TURN: Final = """(state) => {
+  Object.defineProperty(document, "visibilityState", { configurable: true, get: () => state });
+  document.dispatchEvent(new Event("visibilitychange"));
+  return performance.now();
+}"""  # a browser without a screen hides no tab
 
 
 def views(stage: Stage) -> dict[tuple[str, str | None], tuple[int, int]]:
@@ -37,3 +43,26 @@ def test_cards_that_were_looked_at_are_counted_once_by_name_and_time_and_others_
     assert {(card["card"], card["views"]) for card in usage["most_viewed_cards"]} == {(name, 1) for name in names}
     [ana_of] = usage["user_sessions"]
     assert set(ana_of["favorite_features"]) <= names | {feature["feature"] for feature in usage["top_features"]}
+
+
+def test_a_visit_ends_when_its_tab_is_hidden_and_nothing_is_seen_until_somebody_is_back(
+    embedded: Stage, opens: Opens
+) -> None:
+    with opens(viewport={"width": 900, "height": 500}) as ana:
+        ana.page.goto(embedded.url("ana"))
+        ana.page.wait_for_selector("article >> nth=5")
+        ana.page.wait_for_timeout(1500)
+        looked_ms = ana.page.evaluate(TURN, "hidden")
+        told = until(lambda: views(embedded), "no view arrived")
+        assert {count for count, _ in told.values()} == {1}
+        assert all(1_000 <= seen_ms <= looked_ms for _, seen_ms in told.values())
+        ana.page.evaluate("scrollTo(0, 200)")
+        ana.page.wait_for_timeout(2500)
+        ana.page.evaluate(TURN, "hidden")  # again, and nobody was there in between
+        since_ms = ana.page.evaluate(TURN, "visible")
+        ana.page.evaluate("scrollTo(0, 0)")
+        ana.page.wait_for_timeout(1500)
+        again_ms = ana.page.evaluate(TURN, "hidden") - since_ms
+        first = next(iter(told))
+        more = until(lambda: found if (found := views(embedded))[first][0] > 1 else None, "nobody came back")
+        assert more[first][0] == 2 and more[first][1] - told[first][1] <= again_ms
