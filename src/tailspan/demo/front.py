@@ -25,6 +25,7 @@ from tailspan.serve import bind
 
 YOU: Final = Visitor("100.64.0.10", "", "you@example.com", "You")
 VISITORS: Final = {"ana": ANA, "leo": LEO, "zoe": ZOE, "eva": EVA, "mallory": MALLORY}
+PATIENCE_S: Final = 30.0  # longer than the card has
 METHODS: Final = ["GET", "HEAD", "POST", "PUT", "DELETE"]
 OWN: Final = ("connection", "transfer-encoding", "content-length", "content-encoding", "keep-alive")
 SAID: Final = ("tailscale-", "x-forwarded-", "x-real-ip", "forwarded", "via")
@@ -37,8 +38,10 @@ def create_app(service: Path, tailspan: str, visitors: dict[str, Visitor] = VISI
     async def clients(app: Starlette) -> AsyncIterator[None]:
         transport = httpx.AsyncHTTPTransport(uds=str(service))
         async with (
-            httpx.AsyncClient(transport=transport, base_url="http://localhost") as app.state.service,
-            httpx.AsyncClient(base_url=tailspan, trust_env=False) as app.state.tailspan,
+            httpx.AsyncClient(
+                transport=transport, base_url="http://localhost", timeout=PATIENCE_S
+            ) as app.state.service,
+            httpx.AsyncClient(base_url=tailspan, trust_env=False, timeout=PATIENCE_S) as app.state.tailspan,
         ):
             yield
 
