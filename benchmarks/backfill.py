@@ -1,6 +1,7 @@
 """How fast a log becomes answers: `tailspan backfill` into an empty database, beside Debian's GoAccess on the file.
+Fewer lines go through the collector into InfluxDB after that.
 
-    scripts/engines goaccess && scripts/bench backfill [LINES]
+    scripts/engines goaccess collector influxd && scripts/bench backfill [LINES]
 
 Lines a second are of the wall clock: GoAccess is one process, ours are two, the command and `tailspan serve`. Seconds
 of CPU stand beside them: on a machine with other work they say more.
@@ -20,9 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ingest import cpu, resident, server
-from tests.stack.engines import program
+from tests.stack.engines import Collector, Influxd, program, until
+from tests.stack.tailnet.services import influx_settings
 
 LINES: Final = 1_000_000
+FEW: Final = 100_000
 AGENTS: Final = tuple(
     f"Mozilla/5.0 ({device}) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/{version}.0 Safari/605.1.15"
     for device in ("iPhone; CPU iPhone OS 18_0 like Mac OS X", "Macintosh; Intel Mac OS X 10_15_7", "X11; Linux x86_64")
@@ -99,10 +102,39 @@ def main() -> None:
                 took, used, most = watched(command, TAILSPAN_URL=url)
                 all_cpu, all_mb = f"{used:.1f} + {cpu(pid) - before:.1f}", f"{most:.0f} + {resident(pid, 'VmHWM'):.0f}"
                 table.add_row(name, f"{took:.1f}", f"{lines / took:,.0f}", all_cpu, all_mb)
-            asked = "metrics=requests&days=60&service=nginx"
-            [found] = httpx.get(f"{url}/analytics/query?{asked}").raise_for_status().json()["rows"]
-            assert found["requests"] == lines, found
+            assert answered(url) == lines
+        write(path, few := min(lines, FEW))
+        took, used, most = through_collector(path, Path(folder))
+        name = f"{few:,} lines, through the collector"
+        table.add_row(name, f"{took:.1f}", f"{few / took:,.0f}", f"{used:.1f}", f"{most:.0f}")
     Console().print(table)
+
+
+def answered(url: str) -> int:
+    """How many requests there are of the log."""
+    asked = {"metrics": "requests", "days": "60", "service": "nginx"}
+    [found] = httpx.get(f"{url}/analytics/query", params=asked, timeout=60).raise_for_status().json()["rows"]
+    return int(found["requests"])
+
+
+def through_collector(path: Path, folder: Path) -> tuple[float, float, float]:
+    """Seconds until all are answered about; CPU and MB of the command alone."""
+    influxd = Influxd(folder / "influxd")
+    influxd.set_up()
+    collector = Collector(folder / "collector", influxd)
+    collector.start()
+    settings = influx_settings(influxd) | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
+    lines = sum(1 for _ in path.open())
+    try:
+        with server(**settings) as (url, _):
+            begun = time.perf_counter()
+            command = [sys.executable, "-m", "tailspan", "backfill", str(path), "--json"]
+            _, used, most = watched(command, TAILSPAN_URL=url)
+            until(lambda: answered(url) == lines, "not all lines are there", collector.said, patience=600)
+            return time.perf_counter() - begun, used, most
+    finally:
+        collector.end()
+        influxd.end()
 
 
 if __name__ == "__main__":

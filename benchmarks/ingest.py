@@ -78,7 +78,7 @@ def bodies(batch: int) -> list[bytes]:
 
 
 @contextmanager
-def server() -> Iterator[tuple[str, int]]:
+def server(**settings: str) -> Iterator[tuple[str, int]]:
     """A `tailspan serve` of its own: its URL and pid."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {
@@ -86,6 +86,7 @@ def server() -> Iterator[tuple[str, int]]:
             "TAILSPAN_DB": str(Path(folder, "bench.duckdb")),
             "TAILSPAN_LISTEN": "127.0.0.1:0",
             "TS_SOCKET": "/nonexistent",
+            **settings,
         }
         command = [sys.executable, "-m", "tailspan", "serve"]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
