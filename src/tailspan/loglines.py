@@ -23,7 +23,7 @@ from tailspan.points import nanoseconds
 from tailspan.query import Range
 from tailspan.receiver import Receiver
 from tailspan.span import ABOUT, Span
-from tailspan.store.duckdb import DuckDB
+from tailspan.store.duckdb import INSERT_ABOUT, DuckDB, by_column
 
 Fetch = Callable[[duckdb.DuckDBPyConnection, Part, Range], None]  # makes the cursor's table `arrived`
 DELETES: Final = 500  # at once: each takes InfluxDB a while
@@ -37,8 +37,8 @@ OF_TIME: Final = f"""
         FROM arrived;
     CREATE OR REPLACE TABLE settled (
         trace_id BLOB, span_id BLOB, live_trace_id BLOB, live_span_id BLOB, start_ns BIGINT)"""
-ADD_ABOUT: Final = f"INSERT INTO about VALUES ({', '.join('?' * (len(ABOUT) + 1))})"
-ADD_SETTLED: Final = "INSERT INTO settled VALUES (?, ?, ?, ?, ?)"
+SETTLED: Final = ("trace", "span", "live_trace", "live_span", "start")
+ADD_SETTLED: Final = f"INSERT INTO settled SELECT {', '.join(f'unnest(${name})' for name in SETTLED)}"
 NEW: Final = f"""
     SELECT trace_id, span_id, NULL, start_ns, duration_ns, path, NULL, {", ".join(ABOUT)}
     FROM line JOIN about USING (number) ORDER BY start_ns, trace_id, span_id"""
@@ -82,7 +82,7 @@ class LogLines:
             cursor.execute(OF_TIME)
             settled = self._local.settled(*of)
             if settled:
-                cursor.executemany(ADD_SETTLED, settled)
+                cursor.execute(ADD_SETTLED, by_column(SETTLED, settled))
             yield cursor
 
     def add(self, lines: Lines, oldest_ns: int, *, dry_run: bool) -> Fates:
@@ -95,7 +95,9 @@ class LogLines:
         around = Range(max(0, min(starts) - EARLIER_NS), max(starts) + EARLIER_NS)
         with self._time(around) as cursor, as_file(lines) as file:
             numbers = {given: number for number, given in enumerate(lines.abouts)}
-            cursor.executemany(ADD_ABOUT, [(numbers[given], *about) for given, about in lines.abouts.items()])
+            abouts = [(numbers[given], *about) for given, about in lines.abouts.items()]
+            if abouts:
+                cursor.execute(INSERT_ABOUT, by_column(("number", *ABOUT), abouts))
             fates = ledger.enter(cursor, Arrival(file, lines.total, numbers), oldest_ns)
             if not dry_run:
                 self._send(self._collector, map(Span._make, cursor.execute(NEW).fetchall()))

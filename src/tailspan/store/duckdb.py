@@ -237,7 +237,7 @@ class DuckDB:
                 cursor.execute(BEAT, list(beat))
             if not fresh:
                 return 0
-            columns = _columns(OWN, [span[: len(OWN)] for span in fresh])
+            columns = by_column(OWN, [span[: len(OWN)] for span in fresh])
             columns["number"] = self._numbers(cursor, [span.about for span in fresh])
             bounds = {"first": min(columns["start_ns"]), "last": max(columns["start_ns"])}
             written = int(_one(cursor.execute(INSERT, columns | bounds))[0])
@@ -301,7 +301,7 @@ class DuckDB:
         """Adds to these what is not there. Raises BusyError."""
         if rows:
             with self._write() as cursor:
-                cursor.execute(SETTLE, _columns(("trace", "span", "live_trace", "live_span", "start"), rows))
+                cursor.execute(SETTLE, by_column(("trace", "span", "live_trace", "live_span", "start"), rows))
 
     def reconcile(self, now_ns: int) -> int:
         """Nothing: `write` does."""
@@ -346,7 +346,7 @@ class DuckDB:
         """Adds to the history of whose an address was; replaces an entry of the same address and begin."""
         if not (rows := list(devices)):
             return
-        columns = _columns(Device._fields, rows)
+        columns = by_column(Device._fields, rows)
         with self._write() as cursor:
             self._changed = True
             cursor.execute(UNLEARN, {name: columns[name] for name in ("address", "from_ns")})
@@ -415,7 +415,7 @@ class DuckDB:
         if new:
             self._changed = True
             rows = [(number, *about) for about, number in new.items()]
-            cursor.execute(INSERT_ABOUT, _columns(("number", *ABOUT), rows))
+            cursor.execute(INSERT_ABOUT, by_column(("number", *ABOUT), rows))
             if len(self._known) > MAX_KNOWN:
                 self._known.clear()
             self._known |= new
@@ -512,7 +512,7 @@ def _holders(cursor: duckdb.DuckDBPyConnection) -> "dict[str, tuple[Identity, in
     return {address: (tuple(identity), from_ns) for address, *identity, from_ns in cursor.execute(HOLDERS).fetchall()}
 
 
-def _columns(names: Sequence[str], rows: Iterable[Sequence[object]]) -> dict[str, Any]:
+def by_column(names: Sequence[str], rows: Iterable[Sequence[object]]) -> dict[str, Any]:
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
 
