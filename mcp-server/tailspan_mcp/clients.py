@@ -84,7 +84,7 @@ def write(file: Path, text: str, secret: bool = False) -> None:
     try:
         os.chmod(new.name, mode)
         os.replace(new.name, file)
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves no half of a file behind, which may hold a token
         os.unlink(new.name)
         raise
 
