@@ -102,7 +102,7 @@ def router(config: Settings | None = None, clock: Callable[[], datetime] = utc_n
         labels.documents.own = Document(service_name(app), "The OpenAPI document of this app", app.openapi)
         async with _working(of, store, follower, settings.retention_days, clock, mcp):
             yield
-        store.close()
+        await asyncio.to_thread(store.close)
 
     def check(request: Request) -> None:
         guard.check(request.scope, request.headers)
@@ -187,7 +187,7 @@ async def _working(
         with suppress(asyncio.CancelledError):
             await task
     if not isinstance(of.store, DuckDB):  # that one is its opener's to close
-        of.store.close()
+        await asyncio.to_thread(of.store.close)
 
 
 async def _follow_by_itself(follower: Follower, ending: asyncio.Event) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -11,6 +12,7 @@ import pytest
 from tailspan import sql
 from tailspan.errors import LockedError, StoreError
 from tailspan.query import DIMENSIONS, FILTERS, METRICS, Aggregate, Range
+from tailspan.store import closing
 from tailspan.store import duckdb as store_module
 from tailspan.store.duckdb import MIGRATIONS, DuckDB
 from tests.server.conftest import Serving
@@ -48,6 +50,23 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(database: Path, monkey
     store = DuckDB(database)
     assert store.run(Aggregate(range=Range(0, 1), metrics=("requests",))).rows == [{"requests": 0}]
     store.close()
+
+
+def test_a_file_that_is_asked_is_closed_after_the_answer(database: Path) -> None:
+    connection, asked = duckdb.connect(str(database)), Event()
+
+    def ask_on() -> None:
+        with suppress(duckdb.Error):  # the first question after the end
+            while connection.cursor().execute("SELECT sum(hash(i)) FROM range(3_000_000) t(i)").fetchall():
+                asked.set()
+
+    asking = Thread(target=ask_on)
+    asking.start()
+    asked.wait()
+    closing.close(connection)
+    asking.join()
+    with pytest.raises(duckdb.ConnectionException, match="already closed"):
+        connection.cursor()
 
 
 def test_a_file_held_by_another_process_is_named_with_that_process(database: Path) -> None:

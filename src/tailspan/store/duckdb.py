@@ -23,7 +23,7 @@ from tailspan.meaning import SIGHTINGS, Described
 from tailspan.percentiles import PERCENTS
 from tailspan.query import Aggregate, Groups, Rows, Session, Sessions
 from tailspan.span import ABOUT, OWN, OWN_SERVICE, Device, Heartbeat, Span, by_kind
-from tailspan.store import EMPTY, SILENT, State, services
+from tailspan.store import EMPTY, SILENT, State, closing, services
 
 Identity = tuple[str | None, ...]  # node_id, node, login, tags
 HOLDING: Final = ("person", "tagged", "shared")  # callers who are a device of their own
@@ -184,7 +184,8 @@ class DuckDB:
                     cursor.execute(HISTORY, {"every": True, "addresses": []})
 
     def close(self) -> None:
-        self._connection.close()
+        """When whoever asks it has an answer."""
+        closing.close(self._connection)
 
     @contextmanager
     def _read(self) -> Iterator[duckdb.DuckDBPyConnection]:

@@ -29,7 +29,7 @@ from tailspan.pieces import LATE_NS, OPEN_S, Loaded, Pieces
 from tailspan.query import Aggregate, Groups, Range, Rows, Session, Sessions
 from tailspan.receiver import Receiver
 from tailspan.span import OWN_SERVICE, Device, Heartbeat, Span, by_kind
-from tailspan.store import EMPTY, SILENT, State, services
+from tailspan.store import EMPTY, SILENT, State, closing, services
 from tailspan.store.duckdb import MAX_TIMES, OPTIONS, DuckDB
 from tailspan.zone import DAY_NS
 
@@ -104,7 +104,7 @@ class InfluxDB:
         self._learner.shutdown()
         self._pieces.close()
         self.bucket.close()
-        self._connection.close()
+        closing.close(self._connection)
 
     @property
     def took_ms(self) -> list[float]:
