@@ -5,6 +5,9 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
+from typer.core import TyperGroup
+from typer.main import get_command
+
 from tailspan.__main__ import app as commands
 from tailspan.app import create_app
 from tailspan.config import KEYS, Settings
@@ -20,8 +23,9 @@ def test_every_setting_is_in_the_readme() -> None:
 
 
 def test_every_command_of_the_readme_exists() -> None:
-    known = {command.name or getattr(command.callback, "__name__", "") for command in commands.registered_commands}
-    known |= {str(group.name) for group in commands.registered_groups}
+    group = get_command(commands)
+    assert isinstance(group, TyperGroup)
+    known = set(group.commands)
     assert set(re.findall(r"(?<!exec )tailspan ([a-z]+(?:-[a-z]+)*)", README)) <= known
     for script in re.findall(r"scripts/\w+", README):
         assert os.access(ROOT / script, os.X_OK), script
