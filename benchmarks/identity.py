@@ -128,14 +128,14 @@ def _request(path: str) -> Callable[[int], None]:
 
 def _naming(path: str) -> Callable[[int], None]:
     """From headers to attributes, as often as asked for."""
-    identify, headers = Identify(Peers().trusts), {b"x-forwarded-for": address(7).encode()}
+    identify, headers = Identify(Peers()), {b"x-forwarded-for": address(7).encode()}
     asking = Whois(path)
     resolve = Resolve(asking, None)
     asking.wait(address(7), 5)
 
     def name_it(count: int) -> None:
         for _ in range(count):
-            identity_of(resolve(identify(("127.0.0.1", 4000), headers), None, 0.25))
+            identity_of(resolve(identify(("127.0.0.1", 4000), headers, "127.0.0.1"), None, 0.25))
 
     return name_it
 

@@ -12,7 +12,7 @@ from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -158,6 +158,12 @@ def other_end(scope: MutableMapping[str, Any]) -> tuple[str, int] | None:
     return None if server is None else NOBODY
 
 
+def own_end(scope: MutableMapping[str, Any]) -> str:
+    """The address of ours that the connection goes to; empty where the server does not say."""
+    server = scope.get("server")
+    return server[0] if server else ""
+
+
 def headers_of(scope: MutableMapping[str, Any]) -> Headers:
     """By name; of several lines the last, but all of X-Forwarded-For's as one (RFC 9110, 5.3)."""
     found: Headers = dict(scope["headers"])
@@ -166,27 +172,42 @@ def headers_of(scope: MutableMapping[str, Any]) -> Headers:
     return found
 
 
-class Identify:
-    """Reads a request's caller. `trusts` says of a peer's address whether it may name callers and their addresses."""
+class Trust(Protocol):
+    """Who is a proxy of ours: `peers.Peers`."""
 
-    def __init__(self, trusts: Callable[[str], bool]) -> None:
+    def trusts(self, host: str) -> bool:
+        """Whether a peer of that address may name callers and their addresses."""
+
+    def reach(self, host: str) -> bool:
+        """Whether any of them may be the other end of a connection to the address `host` of ours."""
+
+
+class Identify:
+    """Reads a request's caller, as far as a proxy that is trusted tells."""
+
+    def __init__(self, trust: Trust) -> None:
         self._turn = 0
-        self._trusts = lru_cache(1024)(lambda host, turn: trusts(host))
+        self._trusts = lru_cache(1024)(lambda host, turn: trust.trusts(host))
+        self._reached = lru_cache(64)(lambda host, turn: trust.reach(host))
         self._vouched = lru_cache(1024)(self._read_vouched)
 
     def forget(self) -> None:
         """Somebody else is trusted from now on. What another thread is just working out belongs to the turn before."""
         self._turn += 1
         self._trusts.cache_clear()
+        self._reached.cache_clear()
         self._vouched.cache_clear()
 
-    def __call__(self, client: tuple[str, int] | None, headers: Headers) -> Caller:
+    def __call__(self, client: tuple[str, int] | None, headers: Headers, own: str) -> Caller:
+        """`client` is the connection's other end, `own` the address of ours that it goes to."""
         turn, (host, port) = self._turn, client or (None, None)
         if host is not None and port and FORWARDED_FOR in headers and _writes(headers[FORWARDED_FOR], host, port):
             return _REWRITTEN
         forwarded = _end_of(headers, FORWARDED_FOR)
-        # uvicorn writes port 0 where a peer that it trusts sent X-Forwarded-For: that peer is the proxy
+        # uvicorn writes port 0 where a peer that it trusts sent X-Forwarded-For: that peer is the proxy, if it can be
         rewritten = port == 0 and forwarded is not None
+        if rewritten and not self._reached(own, turn):
+            return _REWRITTEN
         real = _end_of(headers, REAL_IP)
         if host is not None and not rewritten and not self._trusts(host, turn):
             hops = real if forwarded is None else forwarded

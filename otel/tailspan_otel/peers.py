@@ -21,6 +21,7 @@ LOOK_UP_EVERY_S: Final = 30.0
 KEPT_S: Final = (
     300.0  # a name without an address keeps its last: a resolver may be away, but an address finds new owners
 )
+LOOPBACKS: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 ROUTES: Final = Path("/proc/net/route")
 
 log = logging.getLogger("tailspan")
@@ -86,6 +87,17 @@ class Peers:
         return address is not None and (
             any(address in network for network in self._networks)
             or any(address in addresses for addresses in self._found.values())
+        )
+
+    def reach(self, host: str) -> bool:
+        """Whether one of them may have connected to the address `host` of ours: to loopback's own comes who is on
+        loopback, and nobody else; to any other comes nobody from there. `Identify` remembers that, too."""
+        address = parse(host)
+        over_loopback = address is not None and address.is_loopback
+        named = (ip_network(each) for addresses in self._found.values() for each in addresses)
+        return any(
+            any(map(network.overlaps, LOOPBACKS)) if over_loopback else not network.is_loopback
+            for network in (*self._networks, *named)
         )
 
 

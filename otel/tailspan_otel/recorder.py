@@ -36,7 +36,7 @@ class Recorder:
     ) -> None:
         self.resource = resource
         self.whois = whois
-        self.identify = Identify(peers.trusts)
+        self.identify = Identify(peers)
         self.resolve = Resolve(whois, listing)
         self._peers = peers
         self._listing = listing

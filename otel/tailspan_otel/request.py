@@ -14,7 +14,7 @@ from tailspan_otel import route
 from tailspan_otel.asgi import Message, Scope
 from tailspan_otel.describe import attributes_of, span_of
 from tailspan_otel.heartbeat import IDS, SAMPLED
-from tailspan_otel.identity import Caller, headers_of, other_end
+from tailspan_otel.identity import Caller, headers_of, other_end, own_end
 from tailspan_otel.recorder import Recorder
 from tailspan_otel.resolve import Who
 
@@ -62,6 +62,7 @@ class Request:
         self.version: str = scope.get("http_version", "1.1")
         self.websocket = scope["type"] == "websocket"
         self.client = other_end(scope)
+        self.own = own_end(scope)
         self.headers = headers_of(scope)
         # asked while it is open: of one that is closed tailscaled knows nothing any more
         self.connection = recorder.whois.connection(self.client) if recorder.whois.userspace else None
@@ -70,7 +71,7 @@ class Request:
 
     @cached_property
     def caller(self) -> Caller:
-        return self.recorder.identify(self.client, self.headers)
+        return self.recorder.identify(self.client, self.headers, self.own)
 
     def who(self, wait_s: float) -> Who:
         """The caller, as far as it is known within `wait_s` seconds."""

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
-from tailspan_otel.identity import LOOPBACK, Identify, headers_of, other_end
+from tailspan_otel.identity import Identify, headers_of, other_end, own_end
 from tailspan_otel.localapi import LocalAPI, NoAnswer
 from tailspan_otel.peers import Peers
 from tailspan_otel.whois import MODE_S, Whois
@@ -84,8 +84,7 @@ class Guard:
             if not settings.unix_path and self.userspace is None and self.exposed:
                 log.warning("%s Over loopback, too, a token is needed. %s", UNSEEN, UNSEEN_FIX)
         self._peers = Peers(settings.trusted_peers)
-        self._trusts_loopback = settings.trusted_peers == LOOPBACK
-        self._identify = Identify(self._peers.trusts)
+        self._identify = Identify(self._peers)
         self._peers.changed = self._identify.forget
         self._holder = holder
 
@@ -193,9 +192,7 @@ class Guard:
     def _person(self, scope: Scope) -> Person | None:
         """By a trusted proxy's word, or by the connection itself where tailscaled has a TUN device."""
         self._peers.start()
-        if self._believed_by_others(scope):
-            return None
-        caller = self._identify(other_end(scope), headers_of(scope))
+        caller = self._identify(other_end(scope), headers_of(scope), own_end(scope))
         proven = (caller.unix or not self.exposed) if caller.vouched else self.userspace is False
         if not proven or caller.forged:
             return None
@@ -210,12 +207,6 @@ class Guard:
         if device is None:
             return None
         return Person(device.login, tuple(device.tags.split(",")) if device.tags else (), device.kind)
-
-    def _believed_by_others(self, scope: Scope) -> bool:
-        """Whether uvicorn took a header's word (its port is 0) from a peer that we cannot trust: it did not come over
-        loopback, and nobody else is a proxy of ours."""
-        end, server = other_end(scope), scope.get("server")
-        return end is not None and not end[1] and not is_loopback(server[0] if server else "") and self._trusts_loopback
 
     def _why(self, scope: Scope) -> str:
         client = other_end(scope)

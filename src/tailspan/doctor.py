@@ -51,7 +51,7 @@ FORGED: Final[dict[str, tuple[str, str | None]]] = {
     ),
     "rewritten": (
         "wrote their address themselves, and uvicorn believed it",
-        "Name the proxy, and nobody else, in FORWARDED_ALLOW_IPS: it is '*', or trusts more than we do.",
+        "Name the proxy, and nobody else, in FORWARDED_ALLOW_IPS and TAILSPAN_TRUSTED_PEERS: uvicorn trusts more.",
     ),
     "disputed": (
         "came with an X-Real-IP that is not the address in X-Forwarded-For, so that neither was believed",

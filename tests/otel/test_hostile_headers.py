@@ -22,17 +22,28 @@ from tests.otel.test_capture import Kept
 SECRET: Final = b"s3cr3t-of-a-header"
 SETS: Final = 1000
 ARRANGEMENTS: Final = 100
+REWRITTEN: Final = ("100.64.0.8", 0)  # by a uvicorn that believes everybody
 HUNG_UP: Final = ("", 1)  # a server knows no other end of such a connection either
 UNTRUSTED: Final[list[tuple[str, int] | None]] = [
     *(("127.0.0.2", 4000), ("100.64.0.9", 4000), ("192.168.1.7", 4000), ("fd7a:115c:a1e0::9", 4000)),
     *(("::2", 4000), ("name", 4000), ("", 4000), HUNG_UP),
+    REWRITTEN,
 ]
 TRUSTED: Final[list[tuple[str, int] | None]] = [  # port 0 with a forwarded address is uvicorn's: it trusts that peer
     *(("127.0.0.1", 48268), ("::1", 48268), ("::ffff:127.0.0.1", 48268), ("100.64.0.2", 0), None),
 ]
 NAMES: Final = sorted({*IDENTITY_HEADERS, *READ, b"x-forwarded-for", b"x-real-ip", b"host", b"referer", b"user-agent"})
 THOUGHT_OF: Final = [
-    *(b"ceo@example.com", b"100.64.0.2", b"100.64.0.2, 127.0.0.1", b"::ffff:100.64.0.2, x", b"fe80::1%1", b"?1", b"%"),
+    *(
+        b"ceo@example.com",
+        b"100.64.0.2",
+        b"100.64.0.8",
+        b"100.64.0.2, 127.0.0.1",
+        b"::ffff:100.64.0.2, x",
+        b"fe80::1%1",
+        b"?1",
+        b"%",
+    ),
     *(b"=?utf-8?q?a=0Ab?=", b"=?utf-8?b?!!!?=", b"=?x?q?a?=", b"=?utf-8?q?=ED=A0=80?=", "Zoë".encode(), b"1" * 5000),
 ]
 
@@ -74,7 +85,8 @@ class Service:
             answered.append(message.get("status", 0))
 
         for number, sent in enumerate(requests):
-            server = ("/run/app.sock", None) if sent.client is None else ("127.0.0.1", 8000)
+            own = "100.64.0.1" if sent.client == REWRITTEN else "127.0.0.1"  # no proxy of ours comes to the first
+            server = ("/run/app.sock", None) if sent.client is None else (own, 8000)
             client = None if sent.client == HUNG_UP else sent.client
             scope = {"type": "http", "path": f"/{number}", "headers": sent.headers, "client": client, "server": server}
             await capture(scope, asyncio.Event().wait, send)
@@ -114,7 +126,8 @@ def test_no_header_bytes_cost_a_span_tell_a_secret_or_give_an_untrusted_peer_an_
         assert not {category(each) for each in login or ""} & {"Cc", "Zl", "Zp", "Cs"}
         if sent.client in UNTRUSTED:
             about = (name.CALLER, name.IDENTITY_SOURCE, name.LOGIN, name.FULL_NAME, name.CLIENT_ADDRESS)
-            address = sent.client[0] or None if sent.client else None
+            hidden = sent.client == REWRITTEN and b"x-forwarded-for" in dict(sent.headers)
+            address = sent.client[0] or None if sent.client and not hidden else None
             assert [attributes.get(key) for key in about] == ["unknown", "none", None, None, address]
     assert not [record for record in caplog.records if record.exc_info or SECRET.decode() in record.getMessage()]
     caplog.clear()

@@ -1,4 +1,5 @@
 import json
+import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,13 @@ def captured(name: str, made_up: bool = False) -> Headers:
     return {key.lower().encode(): value.encode() for key, value in headers if made_up or key != "X-Real-Ip"}
 
 
-def read(client: tuple[str, int] | None, headers: Headers) -> dict[str, Any]:
-    """What differs from a caller of whom nothing is known."""
+def read(
+    client: tuple[str, int] | None, headers: Headers, own: str = "127.0.0.1", peers: tuple[str, ...] = ("127.0.0.1",)
+) -> dict[str, Any]:
+    """What differs from a caller of whom nothing is known. `own`: the address that the connection goes to."""
     nothing = asdict(Caller("unknown"))
-    return {
-        key: value for key, value in asdict(Identify(Peers().trusts)(client, headers)).items() if value != nothing[key]
-    }
+    found = asdict(Identify(Peers(peers))(client, headers, own))
+    return {key: value for key, value in found.items() if value != nothing[key]}
 
 
 PERSON = {"kind": "person", "source": "serve_header", "tailnet": True}
@@ -208,7 +210,43 @@ ZOE = {**PERSON, "login": "zoe@example.com", "full_name": "Zoë Müller 漢字",
 def test_who_a_request_says_is_calling(
     client: tuple[str, int] | None, headers: Headers, expected: dict[str, Any]
 ) -> None:
-    assert read(client, headers) == expected
+    assert read(client, headers, peers=("127.0.0.1", "::1")) == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "peers", "expected"),
+    [
+        ("127.0.0.1", ("127.0.0.1",), ALICE),
+        ("::ffff:127.0.0.1", ("127.0.0.1",), ALICE),
+        ("127.0.0.1", ("127.0.0.2",), ALICE),
+        ("127.0.0.1", ("126.0.0.0/7",), ALICE),
+        ("::1", ("::/0",), ALICE),
+        ("100.64.0.1", ("127.0.0.1", "::1"), REWRITTEN),
+        ("fd7a:115c:a1e0::1", ("127.0.0.1", "::1"), REWRITTEN),
+        ("100.64.0.1", ("127.0.0.0/8",), REWRITTEN),
+        ("127.0.0.1", ("172.18.0.5",), REWRITTEN),
+        ("172.18.0.2", ("172.18.0.5",), ALICE),  # it may be that one
+        ("172.18.0.2", ("127.0.0.1", "172.18.0.0/24"), ALICE),
+        ("172.18.0.2", ("nginx",), REWRITTEN),  # which nobody has looked up yet
+        ("", ("127.0.0.1",), REWRITTEN),  # of a server that does not say
+    ],
+)
+def test_whom_uvicorn_believed_is_no_proxy_of_ours_where_none_of_them_can_have_connected(
+    own: str, peers: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    assert read(("100.64.0.2", 0), SERVE, own, peers) == expected
+
+
+def test_whom_uvicorn_believed_may_be_a_proxy_once_its_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("172.18.0.5", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
+    peers = Peers(["nginx"])
+    identify = Identify(peers)
+    peers.changed = identify.forget
+    asked = ("100.64.0.2", 0), SERVE, "172.18.0.2"
+    assert identify(*asked).forged == "rewritten"
+    peers.look_up()
+    assert identify(*asked).login == "alice@example.com"
 
 
 @pytest.mark.parametrize(
@@ -239,29 +277,28 @@ def test_lines_of_a_list_are_one_header() -> None:
 def test_what_was_worked_out_while_trust_changed_is_not_remembered() -> None:
     changes = ["the name has another address"]
 
-    def trusts(host: str) -> bool:
-        if changes:
-            changes.clear()
-            identify.forget()  # as the other thread does while this one still answers by the old address
-            return True
-        return False
+    class Changing(Peers):
+        def trusts(self, host: str) -> bool:
+            if changes:
+                changes.clear()
+                identify.forget()  # as the other thread does while this one still answers by the old address
+                return True
+            return False
 
-    identify = Identify(trusts)
-    identify(("172.18.0.5", 4000), SERVE)
-    assert identify(("172.18.0.5", 4000), SERVE).forged == "untrusted"
+    identify = Identify(Changing())
+    identify(("172.18.0.5", 4000), SERVE, "172.18.0.2")
+    assert identify(("172.18.0.5", 4000), SERVE, "172.18.0.2").forged == "untrusted"
 
 
 def test_a_trusted_network_replaces_the_default() -> None:
-    identify = Identify(Peers(["172.18.0.5"]).trusts)
-    assert identify(("172.18.0.5", 4000), SERVE).login == "alice@example.com"
-    assert identify(PROXY, SERVE).forged == "untrusted"
+    identify = Identify(Peers(["172.18.0.5"]))
+    assert identify(("172.18.0.5", 4000), SERVE, "172.18.0.2").login == "alice@example.com"
+    assert identify(PROXY, SERVE, "127.0.0.1").forged == "untrusted"
 
 
 def test_identity_is_of_the_request_not_of_the_connection() -> None:
-    identify = Identify(Peers().trusts)
-    logins = [
-        identify(PROXY, captured(f"serve-http-{who}")).login for who in ("alice-laptop", "zoe-phone", "ci-runner")
-    ]
+    identify, callers = Identify(Peers()), ("alice-laptop", "zoe-phone", "ci-runner")
+    logins = [identify(PROXY, captured(f"serve-http-{who}"), "127.0.0.1").login for who in callers]
     assert logins == ["alice@example.com", "zoe@example.com", None]
 
 

@@ -46,11 +46,11 @@ def asking(tailscaled: LocalAPI, tmp_path: Path) -> Whois:
 
 
 def resolver(asking: Whois, listing: Listing | None = None) -> Ask:
-    identify, resolve = Identify(Peers().trusts), Resolve(asking, listing)
+    identify, resolve = Identify(Peers()), Resolve(asking, listing)
 
     def ask(client: tuple[str, int] | None, forwarded: bytes = b"", **headers: bytes) -> Who:
         sent: Headers = {key.replace("_", "-").encode(): value for key, value in headers.items()}
-        caller = identify(client, sent | ({b"x-forwarded-for": forwarded} if forwarded else {}))
+        caller = identify(client, sent | ({b"x-forwarded-for": forwarded} if forwarded else {}), "127.0.0.1")
         return resolve(caller, asking.connection(client), PATIENT)
 
     return ask

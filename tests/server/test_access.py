@@ -26,11 +26,16 @@ HUNG_UP = ("", 1)
 ANA = {"Tailscale-User-Login": "ana@example.com", "X-Forwarded-For": "100.64.0.99"}
 
 
+LOOPBACKS = ((), ("127.0.0.1",), ("::1", "127.0.0.1"), ("127.0.0.0/8",), ("localhost",))
+
+
 @pytest.mark.parametrize(
     ("ours", "peers", "status"),
     [
         ("127.0.0.1", {}, 200),
         ("192.168.1.5", {}, 401),  # whoever reaches that address may have sent it
+        *(("192.168.1.5", {"trusted_peers": peers}, 401) for peers in LOOPBACKS),
+        ("127.0.0.1", {"trusted_peers": ("192.168.1.9",)}, 401),
         ("192.168.1.5", {"trusted_peers": ("192.168.1.9",)}, 200),
     ],
 )

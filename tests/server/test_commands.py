@@ -382,7 +382,7 @@ def test_doctor_tells_of_each_kind_of_forgery_and_its_fix(start: Start) -> None:
             "If it is your proxy: TAILSPAN_TRUSTED_PEERS."
         ),
         "3 requests wrote their address themselves, and uvicorn believed it in the last 24 hours": (
-            "Name the proxy, and nobody else, in FORWARDED_ALLOW_IPS: it is '*', or trusts more than we do."
+            "Name the proxy, and nobody else, in FORWARDED_ALLOW_IPS and TAILSPAN_TRUSTED_PEERS: uvicorn trusts more."
         ),
         "4 requests came with an X-Real-IP that is not the address in X-Forwarded-For, so that neither was believed in "
         "the last 24 hours": (

@@ -76,6 +76,7 @@ SET_UPS: Final = {
     "nginx-silent": SetUp(TUN, "nginx with `proxy_pass` alone", "none", tagged="local", open=True),
     "serve-tcp": SetUp(TUN, "`tailscale serve --tcp`, tailscaled with a TUN device", "none", tagged="local"),
     "tun": SetUp(TUN, "no proxy: the tailnet address of a TUN node", "whois"),
+    "everybody": SetUp(TUN, "the same, with uvicorn's `--forwarded-allow-ips '*'`", "whois", rewriting=("on",)),
     "userspace": SetUp(USERSPACE, f"{BYPASS}, `--no-proxy-headers`", "whois", rewriting=("off",)),
     "rewritten": SetUp(USERSPACE, f"{BYPASS}, uvicorn's proxy headers on", "whois", rewriting=("on",)),
 }
@@ -124,6 +125,10 @@ class Outcome(NamedTuple):
 
 
 HIDDEN: Final = Outcome("disputed", becomes=NOBODY)
+STRANGER: Final = {
+    **dict.fromkeys(("login", "nginx-auth", "funnel", "both"), Outcome("untrusted")),
+    **dict.fromkeys(("address", "real-ip"), Outcome("forwarded")),
+}
 PAST_SERVE: Final = dict.fromkeys(("login", "nginx-auth", "funnel", "address", "real-ip", "both"), Outcome("bypass"))
 WITH_SERVE: Final = {  # all that Serve lets pass
     "nginx-auth": Outcome("contradicted", source="whois"),
@@ -157,10 +162,8 @@ OUTCOMES: Final[dict[str, dict[str, Outcome]]] = {
     },
     "nginx-silent": BELIEVED,
     "serve-tcp": BELIEVED,
-    "tun": {
-        **dict.fromkeys(("login", "nginx-auth", "funnel", "both"), Outcome("untrusted")),
-        **dict.fromkeys(("address", "real-ip"), Outcome("forwarded")),
-    },
+    "tun": STRANGER,
+    "everybody": STRANGER | dict.fromkeys(("address", "both"), Outcome("rewritten", becomes=NOBODY)),
     "userspace": PAST_SERVE,
     "rewritten": PAST_SERVE | {"address": Outcome(alices="whois"), "both": Outcome(alices="serve_header")},
 }

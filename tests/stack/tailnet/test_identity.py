@@ -71,8 +71,10 @@ def open_doors(stack: ExitStack, tailnet: Tailnet, folder: Path, *endpoints: str
         settings: dict[str, Any] = {"proxy_headers": REWRITING[rewriting]}
         if set_up == "serve-unix":
             settings["uds"] = str(folder / f"{name}.sock")
-        elif set_up == "tun":
+        elif set_up in ("tun", "everybody"):
             settings["host"] = node.address
+            if set_up == "everybody":
+                settings["forwarded_allow_ips"] = "*"
         elif set_up == "nginx-status":
             settings["status"] = folder / "status.json"
             settings["status"].write_bytes(node.local("status").content)
