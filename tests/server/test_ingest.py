@@ -192,6 +192,10 @@ NOBODY = {"user": None, "ip": "100.64.0.7", "caller": "unknown", "identity_sourc
         ({"http.request.header.tailscale-user-login": ["=?utf-8?q?ana?="]}, NOBODY),
         ({"http.request.header.tailscale-user-login": ["ana example"]}, NOBODY),
         ({"http.request.header.tailscale-user-login": []}, NOBODY),
+        ({"http.request.header.x-forwarded-for": None, "client.address": "100.64.0.7"}, NOBODY),  # not by Serve
+        ({"http.request.header.x-forwarded-for": ["203.0.113.5"]}, NOBODY | {"ip": "203.0.113.5"}),
+        ({"http.request.header.x-real-ip": ["100.64.0.8"], "client.address": "100.64.0.7"}, NOBODY),
+        ({"http.request.header.x_real_ip": ["100.64.0.7"]}, ANA_BY_HEADER),
     ],
 )
 def test_of_a_foreign_span_only_what_its_proxy_told_is_believed(

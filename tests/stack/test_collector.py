@@ -213,6 +213,7 @@ def test_requests_views_and_heartbeats_are_kept_and_all_else_is_counted(influxd:
 ANA: Final = "ana@example.com"
 LOGIN_HEADER: Final = "http.request.header.tailscale-user-login"
 FORWARDED: Final = "http.request.header.x-forwarded-for"
+REAL: Final = "http.request.header.x-real-ip"
 CALLERS: Final[list[tuple[dict[str, Any], str | None, str | None]]] = [  # a span, whose it is, from which address
     (SERVE, ANA, "100.64.0.7"),
     (
@@ -234,9 +235,24 @@ CALLERS: Final[list[tuple[dict[str, Any], str | None, str | None]]] = [  # a spa
     (SERVE | {"network.peer.address": None}, None, None),
     (SERVE | {"network.peer.address": ["127.0.0.1"]}, None, None),
     (FOREIGN | {"client.address": "100.64.0.7"}, None, None),  # perhaps the left-most X-Forwarded-For
-    (SERVE | {FORWARDED: ["100.64.0.7, 203.0.113.5"]}, ANA, None),
-    (SERVE | {FORWARDED: ["100.64.0.7,"], "client.address": "100.64.0.7"}, ANA, None),
-    (SERVE | {FORWARDED: ["100.64.0.7", "100.64.0.9"]}, ANA, None),
+    # a login without the tailnet address that Serve sends with it
+    (SERVE | {FORWARDED: ["100.64.0.7, 203.0.113.5"]}, None, None),
+    (SERVE | {FORWARDED: ["100.64.0.7,"], "client.address": "100.64.0.7"}, None, None),
+    (SERVE | {FORWARDED: ["100.64.0.7", "100.64.0.9"]}, None, None),
+    (SERVE | {FORWARDED: None, "client.address": "100.64.0.7"}, None, None),
+    (SERVE | {FORWARDED: ["no address"]}, None, None),
+    # two callers, one of whom the caller wrote
+    (SERVE | {REAL: ["100.64.0.9"], "client.address": "100.64.0.7"}, None, None),
+    (SERVE | {FORWARDED: ["100.64.0.9, 100.64.0.7"], "http.request.header.x_real_ip": ["100.64.0.9"]}, None, None),
+    (SERVE | {REAL: "no address"}, None, None),
+    (SERVE | {REAL: ["100.64.0.7"]}, ANA, "100.64.0.7"),
+    (SERVE | {REAL: ["::ffff:100.64.0.7"], FORWARDED: ["::ffff:100.64.0.7"]}, ANA, "100.64.0.7"),
+    (SERVE | {REAL: ["127.0.0.1"]}, ANA, "100.64.0.7"),  # nginx's, to which Serve came
+    (SERVE | {REAL: [5]}, ANA, "100.64.0.7"),
+    (SERVE | {REAL: ""}, ANA, "100.64.0.7"),
+    (SERVE | {REAL: ["100.64.0.9"], FORWARDED: None}, ANA, "100.64.0.9"),
+    (SERVE | {REAL: ["127.0.0.1"], FORWARDED: None, "client.address": "100.64.0.7"}, None, None),
+    (SERVE | {REAL: ["100.64.0.9"], "network.peer.address": "192.0.2.1"}, None, None),
     (SERVE | {LOGIN_HEADER: [ANA, "leo@example.com"]}, None, "100.64.0.7"),
     (SERVE | {LOGIN_HEADER: "ana@example.com,leo@example.com"}, None, "100.64.0.7"),
     (SERVE | {LOGIN_HEADER: ["=?utf-8?q?ana?="]}, None, "100.64.0.7"),

@@ -44,6 +44,7 @@ OLD_NAMES: Final = {
     names.PEER_ADDRESS: ("net.sock.peer.addr", "net.peer.ip"),
     foreign.LOGIN_HEADER: ("http.request.header.tailscale_user_login",),  # so in Python and JavaScript
     foreign.FORWARDED_HEADER: ("http.request.header.x_forwarded_for",),
+    foreign.REAL_HEADER: ("http.request.header.x_real_ip",),
     names.USER_AGENT: ("http.user_agent",),
     names.ENVIRONMENT: ("deployment.environment",),
 }
@@ -52,7 +53,7 @@ WANTED: Final = (
     *(names.KIND, names.METHOD, names.ROUTE, names.STATUS, names.LOGIN, names.FULL_NAME, names.NODE, names.NODE_ID),
     *(names.TAGS, names.ADDRESS, names.GUESS, names.SOURCE, names.IDENTITY_SOURCE, names.PROVEN, names.CALLER),
     *(names.TRAFFIC, names.PAGE, names.CLIENT_ADDRESS, names.PEER_ADDRESS, names.USER_AGENT, names.SCHEMA),
-    *(foreign.LOGIN_HEADER, foreign.FORWARDED_HEADER, names.CARD, names.VARIANT),
+    *(foreign.LOGIN_HEADER, foreign.FORWARDED_HEADER, foreign.REAL_HEADER, names.CARD, names.VARIANT),
     *(old for new, all_old in OLD_NAMES.items() if new != names.PATH for old in all_old),
 )
 REQUEST: Final = OtlpSpan.SpanKind.SPAN_KIND_SERVER
@@ -247,6 +248,7 @@ def _foreign(values: dict[str, Any], trusts: Trusts) -> dict[str, Any]:
         peer=_first(values, names.PEER_ADDRESS),
         login=_first(values, foreign.LOGIN_HEADER),
         forwarded=_first(values, foreign.FORWARDED_HEADER),
+        real=_first(values, foreign.REAL_HEADER),
         client=_first(values, names.CLIENT_ADDRESS),
         trusts=trusts,
     )
