@@ -27,7 +27,8 @@ ROTATIONS: Final = 30 if MINUTES else 8
 LINES: Final = 7  # of a visit, in nginx's log
 CLIENT: Final = httpx.Client(trust_env=False, timeout=30)
 PHONE: Final = {ADDRESS: "100.64.0.8", "User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X)"}
-NOWHERE: Final = {"TS_SOCKET": "/nowhere"}
+# whatever tailscaled runs on this machine meanwhile, it is none of theirs
+NOWHERE: Final = {"TS_SOCKET": "/nowhere", "TAILSPAN_USERSPACE": "false"}
 RELAY: Final = """
 extensions:
   file_storage: {{directory: {folder}/queue, create_directory: true}}
@@ -124,8 +125,14 @@ def relay(tmp_path: Path) -> Iterator[Relay]:
 
 
 @pytest.fixture
-def nginx(tmp_path: Path, shop: Shop) -> Iterator[Nginx]:
-    engine = Nginx(tmp_path / "nginx", [shop.port, shop.port])
+def form() -> str:
+    """Of nginx's log: with its requests' ids."""
+    return "tailspan"
+
+
+@pytest.fixture
+def nginx(tmp_path: Path, shop: Shop, form: str) -> Iterator[Nginx]:
+    engine = Nginx(tmp_path / "nginx", [shop.port, shop.port], form)
     engine.start()
     yield engine
     engine.end()
@@ -219,20 +226,35 @@ def rotation(nginx: Nginx, how: str) -> None:
     logrotate(nginx.folder, text)
 
 
+def files(nginx: Nginx) -> list[Counter[bytes]]:
+    """The lines of each file, and how often it has them."""
+    contents = {path.name: path.read_bytes() for path in nginx.access_log.parent.glob("access.log*")}
+    plain = (gzip.decompress(one) if name.endswith(".gz") else one for name, one in contents.items())
+    return [Counter(one.splitlines()) for one in plain]
+
+
 def written(nginx: Nginx, lines: int) -> None:
     """Until so many are: nginx answers first, and copytruncate may lose what it writes then."""
 
     def found() -> list[int]:
-        contents = {path.name: path.read_bytes() for path in nginx.access_log.parent.glob("access.log*")}
-        plain = (gzip.decompress(one) if name.endswith(".gz") else one for name, one in contents.items())
-        return [one.count(b"\n") for one in plain]
+        return [one.total() for one in files(nginx)]
 
     until(lambda: sum(found()) == lines, f"not {lines} lines are there", lambda: str(found()))
 
 
+def alike(nginx: Nginx) -> int:
+    """How many lines another file has too, as far as one can tell: none, where lines have ids."""
+    most: Counter[bytes] = Counter()
+    for file in (found := files(nginx)):
+        most |= file
+    return sum(one.total() for one in found) - most.total()
+
+
+@pytest.mark.parametrize("form", ["tailspan", "combined"])
 def test_each_request_is_there_once_through_rotations_without_telemetry_and_with_telemetry_that_comes_late(
-    tmp_path: Path, shop: Shop, nginx: Nginx, follow: Follow, store: tuple[dict[str, str], str], relay: Relay
+    tmp_path: Path, shop: Shop, nginx: Nginx, follow: Follow, store: tuple[dict[str, str], str], relay: Relay, form: str
 ) -> None:
+    """Without ids: each at most once, and as many as are missing have their equals in the file before."""
     server = follow(nginx.access_log, **store[0])
     relay.to = store[1] or server.url
     made, meanwhile = Counts(), Counts()
@@ -254,13 +276,15 @@ def test_each_request_is_there_once_through_rotations_without_telemetry_and_with
         written(nginx, turn * LINES)
         rotation(nginx, ("rename", "copytruncate")[number % 2])
     shop.end()
-    there(server, meanwhile)
+    most = alike(nginx)
+    assert most == 0 or form == "combined"
+    there(server, meanwhile, most)
     relay.pass_on()
-    there(server, made)
+    there(server, made, most)
     assert len(list(nginx.access_log.parent.glob("*.gz"))) >= ROTATIONS - 1
     told = read_again(server, nginx)
-    there(server, made)
-    assert (told["added"], told["dropped"], told["lines"]) == (0, {}, turn * LINES)
+    there(server, made, most)
+    assert (told["added"], told["dropped"], told["lines"], told["alike"]) == (0, {}, turn * LINES, most)
     assert told["lines"] == told["known"] + told["twins"]
     assert "Traceback" not in server.log.read_text()
     if MINUTES:
@@ -268,12 +292,18 @@ def test_each_request_is_there_once_through_rotations_without_telemetry_and_with
         assert coverage["gaps"], coverage
 
 
-def there(server: Server, wanted: Counts) -> None:
+def there(server: Server, wanted: Counts, missing: int = 0) -> None:
+    """Until nothing is there too often, and at most so many are missing."""
+
+    def is_there() -> bool:
+        found = counted(server.url)
+        return found <= wanted and found.total() + missing >= wanted.total()
+
     def told() -> str:
         found = counted(server.url)
         return f"too many: {found - wanted}, too few: {wanted - found}\n{log_source(server)}\n{server.said()}"
 
-    until(lambda: counted(server.url) == wanted, "not each request is there once", told, patience=100)
+    until(is_there, "not each request is there once", told, patience=100)
 
 
 def log_source(server: Server) -> dict[str, Any]:
@@ -293,19 +323,22 @@ def read_again(server: Server, nginx: Nginx) -> dict[str, Any]:
 
 
 def test_over_the_night_in_which_clocks_are_set_back_nothing_is_there_twice_or_lost(
-    tmp_path: Path, shop: Shop, nginx: Nginx, follow: Follow
+    tmp_path: Path, shop: Shop, nginx: Nginx, follow: Follow, store: tuple[dict[str, str], str]
 ) -> None:
-    """From 02:59:50 to 02:00:10 in Madrid, for all of them; the second half without telemetry."""
+    """From 02:59:40 to 02:00:05 in Madrid, for all of them; the last five seconds without telemetry.
+
+    InfluxDB and its collector, which libfaketime cannot reach, take the times that they are told.
+    """
     change_s = datetime(2026, 10, 25, 1, tzinfo=UTC).timestamp()
-    offset_s = round(change_s - 30 - time.time())
+    offset_s = round(change_s - 20 - time.time())
     nginx.end()
     nginx.environment |= at(offset_s)
     nginx.start()
-    server = follow(nginx.access_log, **at(offset_s))
+    server = follow(nginx.access_log, **store[0], **at(offset_s))
     made, turn = Counts(), 0
-    for live, until_s in ((True, change_s), (False, change_s + 10)):
+    for live, until_s in ((True, change_s), (False, change_s + 5)):
         shop.end()
-        shop.serve(server.url if live else None, **at(offset_s))
+        shop.serve((store[1] or server.url) if live else None, **at(offset_s))
         while time.time() + offset_s < until_s:
             visit(nginx.url, turn)
             made += expected(turn, live=live)
