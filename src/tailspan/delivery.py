@@ -5,7 +5,8 @@ Apart from the server's libraries, for the command does without them.
 
 import json
 import re
-from typing import Annotated, Final, Self
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,43 +15,53 @@ from tailspan.ingest.lines import Lines
 from tailspan.span import ABOUT
 
 LINES_PATH: Final = "/analytics/log-lines"
+MAX_BYTES: Final = 32 * 2**20  # of a body: lines of which none is like another become four times as long
 ADDRESS: Final = ABOUT.index("address")
 ROWS: Final = re.compile(rb"(?:\d{1,9}\t[0-9a-f]{32}\t[0-9a-f]{16}\t\d{1,19}\t\d{0,18}\t[^\t\n\r\x00]*\n)*+")
 NUMBER: Final = re.compile(rb"^(\d+)", re.MULTILINE)
 Text = Annotated[str, Field(max_length=1024)]
 
 
-class About(BaseModel):
-    """What a line may say. Whom it names, its proxy vouches for; else that is known when a question is answered."""
+class Abouts(BaseModel):
+    """What lines may say, by columns. Whom one names, its proxy vouches for; else that is known when a question is
+    answered."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    service: Text
-    environment: Text | None = None
-    method: Text
-    route: Text | None = None
-    status: int | None = Field(None, ge=100, le=599)
-    login: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    address: Text | None = None
-    guess: Text | None = None
-    identity_source: Annotated[str, Field(pattern="^(serve_header|nginx_auth|none)$")] = "none"
-    caller: Annotated[str, Field(pattern="^(person|unknown|local)$")]
-    traffic: Annotated[str, Field(pattern="^(agent|internal|health|asset|page|poll|api)$")]
-    page: Text | None = None
-    client_address: Text | None = None
-    user_agent: Text | None = None
-    schema_: Annotated[int, Field(alias="schema", ge=0, le=2**15 - 1)]
+    number: list[Annotated[int, Field(ge=0, lt=10**9)]] = []
+    service: list[Text] = []
+    environment: list[Text | None] = []
+    method: list[Text] = []
+    route: list[Text | None] = []
+    status: list[Annotated[int, Field(ge=100, le=599)] | None] = []
+    login: list[Annotated[str, Field(min_length=1, max_length=1024)] | None] = []
+    address: list[Text | None] = []
+    guess: list[Text | None] = []
+    identity_source: list[Literal["serve_header", "nginx_auth", "none"]] = []
+    caller: list[Literal["person", "unknown", "local"]] = []
+    traffic: list[Literal["agent", "internal", "health", "asset", "page", "poll", "api"]] = []
+    page: list[Text | None] = []
+    client_address: list[Text | None] = []
+    user_agent: list[Text | None] = []
+    schema_: list[Annotated[int, Field(ge=0, le=2**15 - 1)]] = Field([], alias="schema")
 
     @model_validator(mode="after")
-    def _is_vouched_for(self) -> Self:
-        told = (self.login is not None, self.identity_source != "none", self.caller == "person")
-        if any(told) and not all(told):
-            raise ValueError("a person has a login, and a login is somebody's word")
+    def _is_whole_and_vouched_for(self) -> Self:
+        if len(set(map(len, vars(self).values()))) > 1:
+            raise ValueError("the columns are of different lengths")
+        for login, source, caller in zip(self.login, self.identity_source, self.caller, strict=True):
+            if not (login is None) == (source == "none") == (caller != "person"):
+                raise ValueError("a person has a login, and a login is somebody's word")
         return self
+
+    def rows(self) -> Iterator[tuple[object, ...]]:
+        """Each in the order of span.ABOUT."""
+        told = {**vars(self), "schema": self.schema_}
+        return zip(*(told.get(name) or [FIXED.get(name)] * len(self.number) for name in ABOUT), strict=True)
 
 
 FIXED: Final = {"source": "log", "proven": True, "kind": "request"}
-PLACES: Final = {name: place for place, name in enumerate(ABOUT) if name not in FIXED}
+COLUMNS: Final = tuple((name, ABOUT.index(name)) for name in ABOUT if name in {*Abouts.model_fields, "schema"})
 
 
 class Place(BaseModel):
@@ -66,7 +77,7 @@ class Head(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    abouts: dict[int, About]
+    abouts: Abouts
     place: Place | None = None
     dry_run: bool = False
 
@@ -91,23 +102,16 @@ def parse(body: bytes) -> tuple[Lines, Head]:
         raise _unreadable(str(problem.errors()[0]["msg"])) from None
     if not ROWS.fullmatch(rows):
         raise _unreadable("a row is none")
-    abouts = {number: _about(about) for number, about in head.abouts.items()}
+    abouts = dict(zip(head.abouts.number, head.abouts.rows(), strict=True))
     if not set(map(int, set(NUMBER.findall(rows)))) <= abouts.keys():
         raise _unreadable("a row is about nothing")
     return Lines(abouts, rows, rows.count(b"\n")), head
 
 
-def _about(about: About) -> tuple[object, ...]:
-    told = FIXED | vars(about) | {"schema": about.schema_}
-    return tuple(map(told.get, ABOUT))
-
-
 def delivery(lines: Lines, place: Place | None, *, dry_run: bool = False) -> bytes:
     """The body of what `parse` reads."""
-    abouts = {
-        number: {name: about[at] for name, at in PLACES.items() if about[at] not in (None, "none")}
-        for number, about in lines.abouts.items()
-    }
+    told = list(lines.abouts.values())
+    abouts = {"number": list(lines.abouts), **{name: [about[at] for about in told] for name, at in COLUMNS}}
     head = {"abouts": abouts, "place": place.model_dump() if place else None, "dry_run": dry_run}
     return json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" + lines.rows
 

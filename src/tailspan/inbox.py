@@ -133,16 +133,13 @@ def _own(span: Span) -> Span:
     return span if span.kind == "view" else span._replace(service=OWN_SERVICE)
 
 
-async def body_of(request: Request) -> bytes:
-    """At most MAX_BYTES are ever held, whatever Content-Length says."""
-    if (
-        request.headers.get("content-length", "").isdecimal()
-        and int(request.headers["content-length"]) > otlp.MAX_BYTES
-    ):
-        raise otlp.too_large()
+async def body_of(request: Request, most: int = otlp.MAX_BYTES) -> bytes:
+    """No more than `most` bytes are ever held, whatever Content-Length says."""
+    if request.headers.get("content-length", "").isdecimal() and int(request.headers["content-length"]) > most:
+        raise otlp.too_large(most)
     body = bytearray()
     async for piece in request.stream():
         body += piece
-        if len(body) > otlp.MAX_BYTES:
-            raise otlp.too_large()
+        if len(body) > most:
+            raise otlp.too_large(most)
     return bytes(body)

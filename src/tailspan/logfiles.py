@@ -22,7 +22,7 @@ from tailspan.ingest.nginx import Format, detected
 GZIP: Final = b"\x1f\x8b"
 LOOKED_AT: Final = 50  # lines, to know the format
 STDIN: Final = "-"
-PIECE: Final = 2 * 2**20
+PIECE: Final = 4 * 2**20
 MAX_LINE: Final = 2**20  # nginx's own headers are shorter by far
 WARM_UP: Final = 2**20  # bytes that tell rhythms and equal lines
 BEFORE: Final = 256  # bytes that tell whether a file is still the one that was read to there

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import anyio.to_thread
 from starlette.requests import Request
 
-from tailspan.delivery import ADDRESS, Answer, Place, parse
+from tailspan.delivery import ADDRESS, MAX_BYTES, Answer, Place, parse
 from tailspan.inbox import body_of
 from tailspan.ingest.lines import Lines
 from tailspan.query import nanoseconds
@@ -23,7 +23,7 @@ class Witness:
 
     async def receive(self, request: Request) -> Answer:
         """Raises DeliveryError, BusyError."""
-        body = await body_of(request)
+        body = await body_of(request, MAX_BYTES)
         return await anyio.to_thread.run_sync(self.deliver, body)
 
     def deliver(self, body: bytes) -> Answer:

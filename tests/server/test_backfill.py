@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from tailspan.delivery import delivery
 from tailspan.errors import LogError
+from tailspan.ingest.line import Origin
+from tailspan.ingest.lines import Log, Tally
 from tailspan.ingest.nginx import chosen
 from tailspan.logfiles import look
+from tailspan.query import nanoseconds
 from tests.server.conftest import Serving
 from tests.server.logs import SIDECAR, combined, counts, identified, read, written
 from tests.server.spans import ANA, NOW, export, span
@@ -301,15 +305,31 @@ def test_a_delivery_that_is_none_is_refused(client: TestClient) -> None:
     ):
         answer = client.post("/analytics/log-lines", content=body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unreadable_body")
-    about = '"service":"s","method":"GET","traffic":"api","schema":1,"caller":'
-    for named in (
-        '"person","login":"boss@example.com"',  # nobody's word
-        '"unknown","login":"boss@example.com","identity_source":"serve_header"',
-        '"person","identity_source":"serve_header"',
-        '"person","login":"boss@example.com","identity_source":"whois"',  # which no log has
+    log = Log(Origin("s"), Tally())
+    log.open_file(chosen("combined")[0])
+    head = json.loads(delivery(log.read(combined().encode(), nanoseconds(NOW)), None).partition(b"\n")[0])
+    for caller, login, source, expected in (
+        ("unknown", None, "none", 200),
+        ("person", "boss@example.com", "serve_header", 200),
+        ("person", "boss@example.com", "none", 400),  # nobody's word
+        ("unknown", "boss@example.com", "serve_header", 400),
+        ("person", None, "serve_header", 400),
+        ("unknown", None, "serve_header", 400),
+        ("person", None, "none", 400),
+        ("person", "boss@example.com", "whois", 400),  # which no log has
     ):
-        answer = client.post("/analytics/log-lines", content=f'{{"abouts":{{"0":{{{about}{named}}}}}}}\n')
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unreadable_body")
+        named = {"caller": [caller], "login": [login], "identity_source": [source]}
+        content = json.dumps(head | {"abouts": head["abouts"] | named}) + "\n"
+        assert client.post("/analytics/log-lines", content=content).status_code == expected, named
+    lacking = json.dumps(head | {"abouts": head["abouts"] | {"page": []}}) + "\n"
+    assert client.post("/analytics/log-lines", content=lacking).status_code == 400
+
+
+def test_a_log_of_which_no_line_is_like_another_is_read(client: TestClient, tmp_path: Path) -> None:
+    """What travels of each is much longer than the line."""
+    lines = [combined(f"GET /{n} HTTP/1.1".replace("0", "o"), address="fd7a::1", agent=f"{n}") for n in range(25_000)]
+    path = written(tmp_path / "a.log", *lines)
+    assert counts(read(client, path, origin={"service": "s" * 99})) == {"lines": 25_000, "added": 25_000}
 
 
 def test_retention_forgets_lines_and_their_twins(serving: Serving, tmp_path: Path, database: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 from tailspan.errors import SettingError
-from tailspan.ingest.line import Origin
+from tailspan.ingest.line import Origin, asked, plainly_asked
 from tailspan.ingest.lines import Log, Tally
 from tailspan.ingest.nginx import FORMATS, Format, chosen, detected
 from tailspan.span import ABOUT
@@ -107,6 +107,32 @@ def test_whatever_a_client_writes_a_line_stays_its_own(form: str) -> None:
         told = (about["address"], about["client_address"], about["status"], about["login"], about["caller"])
         assert told == ("100.64.0.7", "100.64.0.7", 403, None, "unknown")
         assert "secret" not in f"{row[5]}{about['page']}"
+
+
+def test_what_is_read_the_short_way_is_as_it_would_be_the_long_way() -> None:
+    bait = random.Random(7)
+    parts = (
+        *BAIT,
+        "GET",
+        "POST",
+        "BREW",
+        " /",
+        "/a/7",
+        "/0123456789abcdef",
+        "%C3%A9",
+        " HTTP/1.1",
+        " HTTP/2.0",
+        "//",
+        "~",
+    )
+    plain = 0
+    for _ in range(LINES // 6):
+        text = "".join(bait.choices(parts, k=bait.randrange(7)))
+        request = written_as(text if bait.random() < 0.5 else f"GET /{text} HTTP/1.1", json=False)
+        if found := plainly_asked(request):
+            assert found == asked({"request": request})
+            plain += 1
+    assert plain > LINES // 200
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -17,6 +17,10 @@ from tailspan.ingest import SERVER, clean
 from tailspan.ingest.nginx import unescaped
 from tailspan.span import ABOUT
 
+# a request of which nothing but the query is to be cut: most are, and take a tenth of the time
+PLAIN: Final = re.compile(
+    rf"({'|'.join(sorted(names.METHODS))}) (/[\w/.~-]{{0,{names.MAX_LENGTH // 4 - 1}}}) HTTP/[\d.]+".encode()
+)
 TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a method (RFC 9110, 5.6.2)
 PAGES: Final = (".html", ".htm", "/")
 DOCUMENTS: Final = ("document", "iframe")
@@ -61,6 +65,14 @@ class Told(NamedTuple):
     traffic: str  # page, api, asset, ...: never poll, which a line alone cannot tell
     client: str  # whom a rhythm would be of
     timed: bool  # whether how long it took is a response time
+
+
+def plainly_asked(request: bytes) -> Asked | None:
+    """Of $request without its query, where that is PLAIN: the same as `asked` would have it."""
+    if found := PLAIN.fullmatch(request):
+        method, path = found[1].decode(), found[2].decode()
+        return Asked(method, path, templated(path))
+    return None
 
 
 def asked(values: Mapping[str, bytes]) -> Asked | None:

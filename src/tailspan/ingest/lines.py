@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from tailspan_otel.traffic import Rhythm
 
 from tailspan.ingest import AHEAD_NS
-from tailspan.ingest.line import ASKED, CLOCKS, SECOND, TOLD, USERS, Asked, Origin, asked, told
+from tailspan.ingest.line import ASKED, CLOCKS, SECOND, TOLD, USERS, Asked, Origin, asked, plainly_asked, told
 from tailspan.ingest.nginx import Format
 from tailspan.span import ABOUT
 
@@ -190,7 +190,8 @@ class Log:
 
     def _ask(self, key: bytes | tuple[bytes, ...]) -> Asked | None:
         values = (key,) if isinstance(key, bytes) else key
-        what = self._paths[key] = asked(dict(zip(self._asked, values, strict=True)))
+        what = plainly_asked(values[0]) if self._one else None
+        what = self._paths[key] = what or asked(dict(zip(self._asked, values, strict=True)))
         return what
 
     def _know(self, what: Asked, rest: tuple[bytes, ...]) -> _Known:

@@ -98,10 +98,10 @@ def unpack(body: bytes, encoding: str) -> bytes:
     return unpacked
 
 
-def too_large() -> SizeOfDeliveryError:
+def too_large(most: int = MAX_BYTES) -> SizeOfDeliveryError:
     return SizeOfDeliveryError(
-        f"The body has more than {MAX_BYTES} bytes.",
-        rule=f"A body has at most {MAX_BYTES} bytes, packed and unpacked.",
+        f"The body has more than {most} bytes.",
+        rule=f"A body has at most {most} bytes, packed and unpacked.",
         fix="Send smaller batches: OTEL_BSP_MAX_EXPORT_BATCH_SIZE, or send_batch_max_size of a collector.",
     )
 
