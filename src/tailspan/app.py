@@ -122,7 +122,8 @@ def _parts(
     store = _answering(settings, local)
     witness = Witness(store, clock, settings.retention_days)
     collector = Collector(settings.collector_metrics) if settings.collector_metrics else None
-    of = Sources(store, labels, collector, Directory(sources_of(settings), local, clock))
+    tailnet = Directory(sources_of(settings), local, clock, has_log=bool(settings.nginx_log))
+    of = Sources(store, labels, collector, tailnet)
     if not settings.nginx_log:
         return of, witness, None
     follower = Follower(

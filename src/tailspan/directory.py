@@ -80,9 +80,15 @@ class Post:
 
 
 class Directory:
-    """`sources` in the order in which they are believed. Its entries of the history go into `store`."""
+    """`sources` in the order in which they are believed. Its entries of the history go into `store`.
 
-    def __init__(self, sources: Sequence[Source], store: "DuckDB", clock: Callable[[], datetime]) -> None:
+    `has_log`: nginx's log is where the server is, and so is nginx.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], store: "DuckDB", clock: Callable[[], datetime], *, has_log: bool = False
+    ) -> None:
+        self._has_log = has_log
         self.posts = [Post(source) for source in sources]
         self._store = store
         self._clock = clock
@@ -146,10 +152,14 @@ class Directory:
 
     @property
     def proxies(self) -> list[str]:
-        """The addresses of the device that a status URL is answered on, beside nginx: its own calls are checks."""
-        looks = [post.look for post in self.posts if isinstance(post.source, Status) and post.source.is_url]
-        own = [device for look in looks if look for device in look.devices if device.node_id == look.own]
-        return [address for device in own for address in device.addresses]
+        """The addresses of the devices that nginx runs on: their own calls are checks.
+
+        One is where a status URL is answered. That of a status file or of tailscaled's socket is one where the log is,
+        too, or where it is nobody's: else it may be a laptop, whose owner is a visitor.
+        """
+        own = [(post.source, device) for post in self.posts if post.look for device in _own(post.look)]
+        is_sure = (self._has_log or device.kind == "tagged" or _is_url(source) for source, device in own)
+        return [address for (_, device), sure in zip(own, is_sure, strict=True) if sure for address in device.addresses]
 
     def members(self, now: datetime) -> list[Member]:
         """All devices, those of the first source first."""
@@ -175,6 +185,14 @@ class Directory:
             return Seen(name, "key expires", f"The key that {post.source.place} is asked with expires on {when}.")
         left_out = f", {look.left_out} left out for want of an address or an id" if look.left_out else ""
         return Seen(name, "ok", f"{post.source.place} lists {len(look.devices)} devices{left_out}.")
+
+
+def _own(look: Look) -> list[Listed]:
+    return [device for device in look.devices if device.node_id == look.own]
+
+
+def _is_url(source: Source) -> bool:
+    return isinstance(source, Status) and source.is_url
 
 
 def sources_of(settings: Settings) -> list[Source]:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tailspan.delivery import delivery
+from tailspan.demo.localapi import LocalAPI
 from tailspan.errors import LogError
 from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Log, Tally
@@ -384,7 +386,7 @@ def test_the_sidecars_own_address_is_health_once_it_is_declared(serving: Serving
         assert {log["traffic"] for log in logs(client)} == {"health", "internal"}
 
 
-def test_lines_from_the_device_that_answers_the_status_url_are_health_checks(serving: Serving, tmp_path: Path) -> None:
+def test_lines_from_the_device_that_nginx_runs_on_are_health_checks(serving: Serving, tmp_path: Path) -> None:
     own = json.loads(STATUS.read_bytes())["Self"]["TailscaleIPs"][0]
     path = written(tmp_path / "a.log", combined(address=own), combined(address="100.64.0.99"))
     nobody = dict.fromkeys(("user.name", "user.full_name", "tailscale.node", "tailscale.node.id", "tailspan.page"))
@@ -397,6 +399,9 @@ def test_lines_from_the_device_that_answers_the_status_url_are_health_checks(ser
     def sources(client: TestClient) -> set[tuple[str, str]]:
         return {(one["name"], one["state"]) for one in client.get("/analytics/active").json()["sources"]}
 
+    def is_known(client: TestClient) -> bool:
+        return bool(sources(client) & {("tailnet local", "ok"), ("tailnet status", "ok")})
+
     others = {("100.64.0.99", "log", "page"), (own, "live", "api")}
     with (
         running(Control({"/status": Answer(STATUS.read_bytes())}, ("",), Answer({}, 401))) as there,
@@ -405,9 +410,22 @@ def test_lines_from_the_device_that_answers_the_status_url_are_health_checks(ser
         read(client, path)
         client.post("/v1/traces", json=live_one)
         until(lambda: told(client) == {(own, "log", "health"), *others})
-    with serving(status=str(STATUS)) as client:  # a file may be that of anybody's laptop
-        until(lambda: not sources(client) & {("tailnet status", "no data yet")})
-        assert told(client) == {(own, "log", "page"), *others}
+    tagged = tmp_path / "tagged.json"
+    status = json.loads(STATUS.read_bytes())
+    tagged.write_text(json.dumps(status | {"Self": status["Self"] | {"Tags": ["tag:proxy"]}}))
+    with LocalAPI(tmp_path / "t.sock", STATUS.parent):
+        file: dict[str, Any] = {"status": str(STATUS)}
+        socket: dict[str, Any] = {"ts_socket": tmp_path / "t.sock", "peer": None}
+        for known, traffic in (  # a file, and a socket, may be those of anybody's laptop, unless nginx is there
+            (file, "page"),
+            (file | {"nginx_log": (path,)}, "health"),
+            ({"status": str(tagged)}, "health"),
+            (socket, "page"),
+            (socket | {"nginx_log": (path,)}, "health"),
+        ):
+            with serving(**known) as client:
+                until(partial(is_known, client))
+                assert told(client) == {(own, "log", traffic), *others}, known
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become somebody else")
