@@ -24,7 +24,7 @@ from tailspan.witness import Witness
 PIECES_AT_ONCE: Final = 1  # then others may have their turn, or the server its end
 REASONS: Final = 3  # that are told
 LOGS: Final = 4  # that are remembered: one is written, one was until just now
-AGAIN_S: Final = 600.0  # then what grows is read from its beginning, where the store may have lost some of it
+AGAIN_S: Final = 600.0  # then a file is read from its beginning, where the store may have lost some of it
 
 
 class _Seen(NamedTuple):
@@ -33,6 +33,15 @@ class _Seen(NamedTuple):
     inode: int
     size: int
     changed_ns: int
+
+
+class _Read(NamedTuple):
+    """That a file was read to its end: how it looked, when first and when last."""
+
+    seen: _Seen
+    key: str
+    first_at: float
+    last_at: float
 
 
 class _Grown(NamedTuple):
@@ -72,7 +81,7 @@ class Follower:
         self._hold_s = hold_s  # what is younger is not read yet
         self._grown: dict[str, deque[_Grown]] = {}  # path → how it grew lately
         self._trouble: dict[str, LogError] = {}  # path → why it could not be read
-        self._read: dict[str, _Seen] = {}  # path → how it was when it was read to its end
+        self._read: dict[str, _Read] = {}  # by path
         # of files by their first line, and how far each was read: the newest may have more
         self._logs: OrderedDict[str, tuple[Log, int]] = OrderedDict()
         self._kept: OrderedDict[str, _Kept] = OrderedDict()  # likewise
@@ -84,8 +93,10 @@ class Follower:
         self._trouble = {path: problem for path, problem in self._trouble.items() if path in paths}
         try:
             for file, seen in sorted(self._changed(paths), key=lambda one: (one[0].first_ns, one[0].path)):
+                is_new = self._is_new(file.path, seen)
                 if not self._is_read(file, seen):
-                    self.state = LogState("behind", f"{file.path} is being read: answers lack its end.")
+                    if is_new:
+                        self.state = LogState("behind", f"{file.path} is being read: answers lack its end.")
                     return True
         except StoreError as problem:
             self.state = LogState("unreadable", str(problem))
@@ -97,10 +108,18 @@ class Follower:
         for path in paths:
             with self._told_of(path):
                 seen = self._look(path)
-                if seen.size and self._read.get(path) != seen:
+                if seen.size and (self._is_new(path, seen) or self._is_due(self._read[path])):
                     self._trouble.pop(path, None)
                     if file := look(path, self._formats, self._origin.zone):
                         yield file, seen
+
+    def _is_new(self, path: str, seen: _Seen) -> bool:
+        return path not in self._read or self._read[path].seen != seen
+
+    def _is_due(self, read: _Read) -> bool:
+        """Whether the store may have lost some of it by now: ever more seldom, as most losses are noticed soon."""
+        ago_s = time.monotonic() - read.first_at
+        return ago_s >= max(AGAIN_S, 2 * (read.last_at - read.first_at)) and not self._witness.place(read.key).read_to
 
     @contextmanager
     def _told_of(self, path: str) -> Iterator[None]:
@@ -116,7 +135,9 @@ class Follower:
         with self._told_of(file.path), opened(file.path) as content:
             if not self._advance(file, content, seen):
                 return False
-        self._read[file.path] = seen
+        now, before = time.monotonic(), self._read.get(file.path)
+        first_at = before.first_at if before and before.seen == seen else now
+        self._read[file.path] = _Read(seen, file.key, first_at, now)
         return True
 
     def _advance(self, file: LogFile, content: IO[bytes], seen: _Seen) -> bool:

@@ -147,7 +147,7 @@ def test_what_took_the_place_of_as_many_bytes_is_read_too_where_the_youngest_is_
     assert later() == 20
 
 
-def test_where_the_store_keeps_no_place_a_long_log_is_read_once_and_from_its_beginning_after_a_while(
+def test_where_the_store_keeps_no_place_each_file_is_read_once_and_from_its_beginning_after_ever_longer_whiles(
     store: DuckDB, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So InfluxDB does, which may lose something at any time."""
@@ -180,6 +180,16 @@ def test_where_the_store_keeps_no_place_a_long_log_is_read_once_and_from_its_beg
     assert read_now() == (102, 102)
     write(log, range(102, 103))
     assert read_now() == (1, 103)
+    rename(log)
+    write(log, range(103, 106))
+    assert read_now() == (3, 106)
+    for waited_s, delivered_lines in ((599, 0), (1, 106), (599, 0), (601, 106), (1199, 0), (1201, 106)):
+        now_s[0] += waited_s
+        if delivered_lines:
+            with store._write() as cursor:
+                cursor.execute("DELETE FROM request")
+        assert read_now() == (delivered_lines, 106)
+        assert follower.state.state == "ok"
 
 
 def test_what_is_in_the_way_is_told_with_what_mends_it(store: DuckDB, log: Path) -> None:
