@@ -1,9 +1,8 @@
 """Lines of a log into InfluxDB: through the real collector, once, whatever comes first."""
 
 import hashlib
-import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -163,23 +162,49 @@ def test_live_requests_as_many_as_the_lines_that_went_before_are_not_overlooked(
         assert (influxdb.reconcile(now_ns), influxd.count()) == (1, 3)
 
 
-def test_what_influxdb_lost_for_good_a_log_brings_back(
-    client: TestClient, influxd: Influxd, collector: Collector, tmp_path: Path
-) -> None:
-    """A bucket that is missing is a permanent refusal: the collector drops what it has."""
-    path = written(tmp_path / "a.log", *(line(number) for number in range(3)))
-    read(client, path, now=NOW)
-    there(influxd, 3)
+def refused(collector: Collector) -> None:
+    """Until a span that is sent now is lost: the collector keeps nothing that can never be written."""
     live(collector, 0)
-    there(influxd, 4)
-    everything = {"start": "1970-01-01T00:00:00Z", "stop": "2100-01-01T00:00:00Z"}
-    answer = influxd.ask(
-        "POST", "/api/v2/delete", params={"org": influxd.org, "bucket": influxd.bucket}, json=everything
-    )
-    assert (answer.status_code, influxd.count()) == (204, 0)
-    time.sleep(1)
-    assert counts(read(client, path, now=NOW)) == {"lines": 3, "added": 3}
+    until(lambda: "Permanent error" in collector.log.read_text(), "it is not refused", collector.said)
+
+
+def without_bucket(influxd: Influxd, collector: Collector, _: Path) -> None:
+    [bucket] = influxd.ask("GET", "/api/v2/buckets", params={"name": influxd.bucket}).json()["buckets"]
+    assert influxd.ask("DELETE", f"/api/v2/buckets/{bucket['id']}").status_code == 204
+    refused(collector)
+    again = {"orgID": bucket["orgID"], "name": influxd.bucket}
+    assert influxd.ask("POST", "/api/v2/buckets", json=again).status_code == 201
+
+
+def with_a_wrong_token(influxd: Influxd, _: Collector, folder: Path) -> None:
+    mistaken = Collector(folder / "mistaken", influxd, "a-wrong-token")
+    try:
+        mistaken.start()
+        refused(mistaken)
+    finally:
+        mistaken.kill()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kept"), [(without_bucket, {}), (with_a_wrong_token, {"known": 2})], ids=["bucket", "token"]
+)
+def test_what_influxdb_refused_for_good_a_log_brings_back(
+    client: TestClient,
+    influxd: Influxd,
+    collector: Collector,
+    tmp_path: Path,
+    trouble: Callable[[Influxd, Collector, Path], None],
+    kept: dict[str, int],
+) -> None:
+    """Its service's own span does not come back: the line stands for it."""
+    path = written(tmp_path / "a.log", *(line(number) for number in range(3)))
+    read(client, written(tmp_path / "before.log", line(1), line(2)), now=NOW)
+    there(influxd, 2)
+    trouble(influxd, collector, tmp_path)
+    assert counts(read(client, path, now=NOW)) == {"lines": 3, "added": 3 - kept.get("known", 0), **kept}
     there(influxd, 3)
+    rows = client.get("/analytics/query?metrics=requests&dimensions=source&days=1").json()["rows"]
+    assert rows == [{"source": "log", "requests": 3}]
 
 
 def test_without_a_collector_it_says_what_to_set(tmp_path: Path, influxd: Influxd) -> None:
