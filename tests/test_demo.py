@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -31,6 +32,13 @@ SEEN = {
 
 
 NAMES = {line.split()[0] for line in SEEN}
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short one: sockets are made in it."""
+    with TemporaryDirectory(prefix="tailspan-test-") as folder:
+        yield Path(folder)
 
 
 def introduction(demo: Program) -> str:
@@ -95,6 +103,13 @@ def test_the_demo_stops_by_itself_and_keeps_its_database_where_asked(launch: Lau
     code, said, complaints = demo.ended()
     assert (code, complaints, said.splitlines()[-1]) == (0, "", f"stopped; the database is {tmp_path}/tailspan.duckdb")
     assert (left(tmp_path), [file.name for file in tmp_path.iterdir()]) == ([], ["tailspan.duckdb"])
+
+
+def test_where_no_socket_can_be_made_the_demo_says_so(launch: Launch, tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    code, said, complaints = launch("tailspan", "demo", TMPDIR=str(folder)).ended()
+    assert (code, said, "Set TMPDIR=/tmp" in complaints, list(folder.iterdir())) == (2, "", True, [])
 
 
 def test_a_killed_demo_takes_its_processes_along(launch: Launch, ports_taken: None, tmp_path: Path) -> None:

@@ -508,7 +508,7 @@ def test_a_second_pipeline_brings_the_same_spans_to_tailspan_serve(
         *(sys.executable, "-m", "tailspan", "serve"),
         log=tmp_path / "serve.log",
         ready=f"{url}/healthz",
-        environment={**settings, "TAILSPAN_TOKEN": token, "TS_SOCKET": "/nonexistent"},
+        environment={**settings, "TAILSPAN_TOKEN": token, "TS_SOCKET": "/nonexistent", "TAILSPAN_USERSPACE": "false"},
     )
     collector = start(more=(ROOT / "collector-serve.yaml").read_text("utf-8"), TAILSPAN_URL=url, TAILSPAN_TOKEN=token)
     now_ns = time.time_ns() // 10**6 * 10**6 - 60 * 10**9

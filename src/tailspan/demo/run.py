@@ -29,6 +29,7 @@ HOSTS: Final = (
     "ana.localhost,leo.localhost,zoe.localhost,eva.localhost,mallory.localhost"  # by these `front` tells who one is
 )
 STOP_S: Final = 10.0
+MAX_FOLDER: Final = 90  # a unix socket's path has at most 104 bytes on macOS, 108 on Linux
 DIE_WITH_PARENT: Final = 1  # prctl(2): PR_SET_PDEATHSIG
 
 out = Console(soft_wrap=True, highlight=False)
@@ -60,6 +61,13 @@ def demo(
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both end it in the same way
     with suppress(KeyboardInterrupt), ExitStack() as stage:
         folder = Path(stage.enter_context(TemporaryDirectory(prefix="tailspan-demo-")))
+        if len(os.fsencode(folder)) > MAX_FOLDER:
+            raise SettingError(
+                f"Unix sockets cannot be made in {folder}.",
+                value=str(folder),
+                rule=f"Their paths are short: that of their folder has at most {MAX_FOLDER} bytes.",
+                fix="Set TMPDIR=/tmp",
+            )
         server = stage.enter_context(running_server(keep or folder))
         tailscaled, serve = folder / "whois.sock", folder / "factory.sock"  # another server must not take it for real
         stage.enter_context(LocalAPI(tailscaled))
