@@ -10,10 +10,9 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.trace import SpanContext, Status
 
 from tailspan_otel import attributes as name
-from tailspan_otel.describe import identity_of
+from tailspan_otel.describe import identity_of, traffic_of, who_called
 from tailspan_otel.export import Unfinished
 from tailspan_otel.heartbeat import SAMPLED
-from tailspan_otel.whois import WAIT_S
 
 if TYPE_CHECKING:
     from tailspan_otel.request import Request
@@ -58,14 +57,17 @@ class _Copy:
     request: "Request"
 
     def span(self) -> ReadableSpan:
-        span, who = self.original, self.request.who(WAIT_S)
+        span, who = self.original, who_called(self.request)
         self.request.recorder.count(who)
         dropped = QUERY_ATTRIBUTES | EARLIER | ({name.GUESS} if who.node else frozenset())
         kept = {
             key: value
             for key, value in (span.attributes or {}).items()
             if key not in dropped and not key.startswith(HEADERS)
-        } | identity_of(who)
+        }
+        if (kept.get(name.CALLER) == "local") != (who.caller.kind == "local"):  # what it was depends on that
+            kept[name.TRAFFIC] = traffic_of(self.request, who.caller)[0]
+        kept |= identity_of(who)
         return ReadableSpan(
             span.name,
             self.context,

@@ -1,5 +1,6 @@
 """What a noted request means: its attributes, its traffic and page, its caller by name."""
 
+import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
     from tailspan_otel.request import Request
 
 SCOPE: Final = InstrumentationScope("tailspan")
+# the headers that it is described by
+DESCRIBED: Final = frozenset((b"host", b"user-agent", b"accept", b"sec-fetch-dest", b"referer", b"x-forwarded-host"))
+LATE_NS: Final = 10 * 10**9
 UNSET: Final = Status(StatusCode.UNSET)
 ERROR: Final = Status(StatusCode.ERROR)
 
 
 def span_of(request: "Request") -> ReadableSpan:
     """The request's own SERVER span; waits up to 250 ms for tailscaled's word, which is asked for only now."""
-    who = request.who(WAIT_S)
+    who = who_called(request)
     request.recorder.count(who)
     attributes = attributes_of(request, who)
     method = request.method if request.method in name.METHODS else "HTTP"
@@ -42,9 +46,15 @@ def span_of(request: "Request") -> ReadableSpan:
     )
 
 
+def who_called(request: "Request") -> Who:
+    """The caller of a request that has ended. Of one that waited for long, because nobody took the spans before it,
+    the address alone tells nobody: it may have another owner by now, and the server knows whose it was then."""
+    return request.who(WAIT_S, late=time.time_ns() - request.end_ns > LATE_NS)
+
+
 def attributes_of(request: "Request", who: Who) -> dict[str, Any]:
     """Every attribute of a request of that caller's."""
-    kind, page = _traffic(request, who.caller)
+    kind, page = traffic_of(request, who.caller)
     found: dict[str, Any] = {
         **identity_of(who),
         **_method(request.method),
@@ -71,7 +81,8 @@ def attributes_of(request: "Request", who: Who) -> dict[str, Any]:
     return found
 
 
-def _traffic(request: "Request", caller: Caller) -> tuple[str, str | None]:
+def traffic_of(request: "Request", caller: Caller) -> tuple[str, str | None]:
+    """Its kind of traffic, as that caller's, and the page that it is or belongs to."""
     path, rhythm = request.path[: name.MAX_LENGTH], request.recorder.rhythm
     content_type = request.content_type.decode("latin-1")
     accept = _text(request, b"accept") if request.status == 304 else ""

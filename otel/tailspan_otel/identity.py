@@ -301,7 +301,12 @@ def _writes(forwarded: bytes, host: str, port: int) -> bool:
     if b":" not in forwarded:
         return False
     ends = (entry.strip().rpartition(":") for entry in forwarded.decode("latin-1").split(","))
-    return any(before.strip("[]") == host and _is(port, after) for before, _, after in ends)
+    return any(_unbracketed(before) == host and _is(port, after) for before, _, after in ends)
+
+
+def _unbracketed(text: str) -> str:
+    """As uvicorn reads it: up to the first `]`."""
+    return text[1 : text.find("]")] if text.startswith("[") else text
 
 
 def _is(port: int, text: str) -> bool:

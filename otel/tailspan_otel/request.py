@@ -3,7 +3,7 @@
 import logging
 import time
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -12,11 +12,14 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from tailspan_otel import route
 from tailspan_otel.asgi import Message, Scope
-from tailspan_otel.describe import attributes_of, span_of
+from tailspan_otel.attributes import MAX_LENGTH
+from tailspan_otel.describe import DESCRIBED, attributes_of, span_of
 from tailspan_otel.heartbeat import IDS, SAMPLED
 from tailspan_otel.identity import Caller, headers_of, other_end, own_end
 from tailspan_otel.recorder import Recorder
 from tailspan_otel.resolve import Who
+
+MAX_HEADERS: Final = 8192  # bytes that a request waits with as it came
 
 log = logging.getLogger("tailspan")
 
@@ -56,8 +59,8 @@ class Request:
         self.foreign = foreign if foreign is not None and recorder.can_annotate(foreign, self) else None
         self._scope: Scope | None = scope
         self._root_path: str = scope.get("root_path", "")
-        self.path: str = scope["path"]
-        self.method: str = scope.get("method", "GET")
+        self.path: str = scope["path"][:MAX_LENGTH]
+        self.method: str = scope.get("method", "GET")[:MAX_LENGTH]
         self.scheme: str = scope.get("scheme", "http")
         self.version: str = scope.get("http_version", "1.1")
         self.websocket = scope["type"] == "websocket"
@@ -73,9 +76,9 @@ class Request:
     def caller(self) -> Caller:
         return self.recorder.identify(self.client, self.headers, self.own)
 
-    def who(self, wait_s: float) -> Who:
-        """The caller, as far as it is known within `wait_s` seconds."""
-        return self.recorder.resolve(self.caller, self.connection, wait_s)
+    def who(self, wait_s: float, *, late: bool = False) -> Who:
+        """The caller, as far as it is known within `wait_s` seconds; `late` as in `Resolve`."""
+        return self.recorder.resolve(self.caller, self.connection, wait_s, late=late)
 
     def enter(self, around: Context) -> Context:
         """The context the app runs in, where what it opens lies below the request's span."""
@@ -118,6 +121,8 @@ class Request:
             return
         self.end_ns = self.start_ns + time.perf_counter_ns() - self._clock
         try:
+            if sum(map(len, self.headers)) + sum(map(len, self.headers.values())) > MAX_HEADERS:
+                self._shorten()
             self.recorder.heartbeat.open.pop(id(self), None)
             if error is not None:
                 self.error_type = type(error).__qualname__
@@ -127,6 +132,11 @@ class Request:
                 self.recorder.outlet.put(self)
         except Exception:  # a span must never cost the request that it is about
             log.exception("tailspan could not record a request")
+
+    def _shorten(self) -> None:
+        """Keeps of many or long headers what is still to be read: thousands of requests may wait for their sending."""
+        _ = self.caller  # which is read from the whole of them
+        self.headers = {key: self.headers[key][:MAX_LENGTH] for key in DESCRIBED & self.headers.keys()}
 
     def _answer(self, status: int | None, headers: Any) -> None:
         self._answered = True

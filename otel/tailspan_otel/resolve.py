@@ -7,8 +7,11 @@
 5. Nobody. The address stays, and the server may know whose it was.
 
 Headers that tailscaled contradicts were written by the caller, and passed on by a proxy: Serve says of an address what
-tailscaled says, and names no tagged node. Where a listing contradicts them, one of the two is wrong, and it may be the
-listing, which is older than the request: so neither is believed.
+tailscaled says, and names no tagged node. Where a listing contradicts them, or an answer that tailscaled gave over a
+second ago and does not renew in time, one of the two is wrong, and it may be the older one, since an address finds new
+owners: so neither is believed.
+
+Headers over TCP that nobody confirms are believed, but not proven: what passes them on may be no proxy of Tailscale's.
 """
 
 from dataclasses import replace
@@ -37,25 +40,32 @@ class Resolve:
         self._whois = whois
         self._listing = listing
 
-    def __call__(self, caller: Caller, connection: Connection | None, wait_s: float) -> Who:
-        """Waits at most `wait_s` seconds for each answer of tailscaled's; on the request's path that has to be 0."""
+    def __call__(self, caller: Caller, connection: Connection | None, wait_s: float, *, late: bool = False) -> Who:
+        """Waits at most `wait_s` seconds for each answer of tailscaled's; on the request's path that has to be 0.
+
+        `late`: the request was so long ago that its address may have another owner by now.
+        """
         if connection is not None and (node := self._whois.settled(connection, wait_s)) is not None:
             itself = self._seen_from_here(_past_serve(caller, node))
             return Who(itself, node, forged="bypass" if _claims(caller) else None)
+        if self._whois.userspace and caller.tailnet and not caller.vouched:
+            caller = _of_another_network(caller)
         node, forged = self._device(caller, wait_s), caller.forged
         if node is not None and caller.login is not None and caller.login != node.login:
             node, contradicts = self._doubted(caller, node, wait_s)
             if contradicts:
                 caller, forged = _nameless(caller), "contradicted"
         caller = self._seen_from_here(caller)
+        if late and caller.login is None:
+            node = None
         return Who(caller, node, self._proves(caller, node), forged)
 
     def _doubted(self, caller: Caller, node: Node, wait_s: float) -> tuple[Node | None, bool]:
         """The device, now that headers say that it is somebody else's, and whether they are contradicted."""
         if node.source == "status":
             return (node, False) if _agree(caller, node) else (None, True)
-        now = self._whois.again(caller.client or "", wait_s) if wait_s else node
-        return now, now is not None and not _agree(caller, now)
+        renewed, now = self._whois.again(caller.client or "", wait_s)
+        return (now, now is not None and not _agree(caller, now)) if renewed else (None, True)
 
     def _seen_from_here(self, caller: Caller) -> Caller:
         """This machine itself is local."""
@@ -69,10 +79,11 @@ class Resolve:
         return node if node or self._listing is None else self._listing.get(caller.client)
 
     def _proves(self, caller: Caller, node: Node | None) -> bool:
-        """In userspace mode a tailnet peer reaches loopback ports; and headers like nginx-auth's pass through Serve."""
+        """In userspace mode a tailnet peer reaches loopback ports. Headers that nobody confirms may be the caller's:
+        other proxies pass them on, and Serve those of nginx-auth. But a socket is where Serve itself forwards to."""
         if self._whois.userspace and caller.vouched and not caller.unix:
             return False
-        return caller.source != "nginx_auth" or node is not None
+        return caller.login is None or node is not None or (caller.unix and caller.source == "serve_header")
 
 
 def _agree(caller: Caller, node: Node) -> bool:
@@ -87,6 +98,12 @@ def _claims(caller: Caller) -> bool:
 def _past_serve(caller: Caller, node: Node) -> Caller:
     address = node.addresses[0] if node.addresses else None
     return Caller(node.kind, peer=caller.peer, client=address, tailnet=address is not None)
+
+
+@lru_cache(1024)
+def _of_another_network(caller: Caller) -> Caller:
+    """In userspace mode no tailnet peer comes with its own address: some local networks use the same ones."""
+    return replace(caller, tailnet=False)
 
 
 @lru_cache(1024)

@@ -101,13 +101,15 @@ class Whois:
         self._wait(lambda: address not in self._asked, seconds)
         return self.peek(address)[1]
 
-    def again(self, address: str, seconds: float) -> Node | None:
-        """The same, by an answer of the last second. Not for the request's path."""
-        if time.monotonic() > self._known.get(address, _NONE).at + DOUBTED_S:
+    def again(self, address: str, seconds: float) -> tuple[bool, Node | None]:
+        """(whether tailscaled said so within the last second, who), asked anew where it has not; waits as `wait`."""
+        since = time.monotonic() - DOUBTED_S
+        if self._known.get(address, _NONE).at < since:
             if address not in self._asked:
                 self._ask(address)
             self._wait(lambda: address not in self._asked, seconds)
-        return self.peek(address)[1]
+        answer = self._known.get(address, _NONE)
+        return answer.at >= since, answer.node
 
     def connection(self, client: tuple[str, int] | None) -> Connection | None:
         """Asks in the background whether that connection came past Serve; None where it cannot have, or is not known.

@@ -146,7 +146,7 @@ def _service(service: dict[str, Any]) -> Iterator[Finding]:
         (
             "unproven",
             "requests were believed without proof",
-            "Let Serve forward to a unix socket: tailscaled is in userspace mode.",
+            "Let Serve forward to a unix socket; or, where tailscaled has a TUN device, set TS_SOCKET for the service.",
         ),
     ):
         if service[count]:

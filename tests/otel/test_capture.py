@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,11 +27,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
-from tailspan_otel import instrument, whois
+from tailspan_otel import describe, instrument, whois
 from tailspan_otel.middleware import Capture
 
 from tailspan.demo.localapi import LocalAPI
-from tests.otel.receiver import FIXTURES
+from tests.otel.receiver import FIXTURES, end
 from tests.server.tailnet import until
 
 SERVE = {
@@ -139,6 +141,7 @@ def test_a_request_becomes_one_span_with_its_caller(kept: Kept) -> None:
         "tailspan.schema": 1,
         "tailspan.caller": "person",
         "tailspan.identity.source": "serve_header",
+        "tailspan.identity.proven": False,
         "user.name": "ana@example.com",
         "user.full_name": "Ana",
         "client.address": "100.64.0.7",
@@ -420,6 +423,76 @@ def test_it_can_be_switched_off(variable: str, value: str, monkeypatch: pytest.M
     assert app.user_middleware == []
 
 
+async def answers(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
+
+
+def captured(app: Starlette, scopes: Iterable[dict[str, Any]]) -> None:
+    """Requests as a server hands them over, one after the other, without what a client would have to send."""
+    [middleware] = app.user_middleware
+
+    async def ask() -> None:
+        async def send(message: Any) -> None:
+            pass
+
+        for scope in scopes:
+            peer = {"type": "http", "client": ("127.0.0.1", 4000), "server": ("127.0.0.1", 8000)}
+            await Capture(answers, **middleware.kwargs)(peer | scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
+
+    asyncio.run(ask())
+
+
+def test_what_waits_to_be_sent_is_small_however_long_its_path_and_headers(kept: Kept) -> None:
+    going_on = threading.Event()
+
+    class Held(Kept):
+        def export(self, spans: Any) -> SpanExportResult:
+            going_on.wait()
+            return kept.export(spans)
+
+    sent = [(key.lower().encode(), value.encode()) for key, value in SERVE.items()]
+    app = Starlette()
+    instrument(app, exporter=Held())
+    captured(app, [{"path": "/", "headers": sent}])
+    tracemalloc.start()
+    try:
+        long = [
+            {"path": f"/{n}" * 100_000, "headers": [*sent, (b"x" * 200_000 + b"%d" % n, b"y" * 200_000)]}
+            for n in range(100)
+        ]
+        captured(app, iter(long))
+        del long
+        assert tracemalloc.get_traced_memory()[0] < 5_000_000
+    finally:
+        tracemalloc.stop()
+        going_on.set()
+        end(app)
+    first, *others = kept.requests()
+    assert [other | {"url.path": "/"} for other in others] == [first] * 100
+
+
+def test_of_a_request_that_waited_for_long_the_address_tells_nobody_since_it_may_have_another_owner(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TS_SOCKET", str(tmp_path / "tailscaled.sock"))
+    sent = [(key.lower().encode(), value.encode()) for key, value in SERVE.items()]
+    nameless = [(key, value) for key, value in sent if not key.startswith(b"tailscale-")]
+    app = Starlette()
+    with LocalAPI(tmp_path / "tailscaled.sock"):
+        instrument(app, exporter=kept)
+        captured(app, [{"path": "/", "headers": sent}])
+        until(kept.requests)
+        monkeypatch.setattr(describe, "LATE_NS", -1)
+        captured(app, [{"path": "/", "headers": nameless}, {"path": "/", "headers": sent}])
+        until(lambda: len(kept.requests()) == 3)
+        end(app)
+    names = ("user.name", "tailscale.node", "tailscale.address", "tailspan.identity.source", "tailspan.device.guess")
+    late = (None, None, "100.64.0.7", "none", "iPhone")
+    by_header = ("ana@example.com", "ana-laptop", "100.64.0.7", "serve_header", None)
+    assert [tuple(map(request.get, names)) for request in kept.requests()] == [by_header, late, by_header]
+
+
 header = st.tuples(
     st.sampled_from(
         b"host referer traceparent tracestate baggage user-agent x-forwarded-for x-forwarded-host "
@@ -436,10 +509,6 @@ header = st.tuples(
 def test_no_header_bytes_cost_a_request_or_a_span(
     headers: list[tuple[bytes, bytes]], method: str, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body"})
-
     kept, answered = Kept(), []
     star = Starlette()
     instrument(star, exporter=kept)
@@ -449,7 +518,7 @@ def test_no_header_bytes_cost_a_request_or_a_span(
     async def send(message: Any) -> None:
         answered.append(message["type"])
 
-    asyncio.run(Capture(app, recorder)(scope, asyncio.Event().wait, send))  # type: ignore[arg-type]
+    asyncio.run(Capture(answers, recorder)(scope, asyncio.Event().wait, send))  # type: ignore[arg-type]
     recorder.stop()
     recorder.outlet.shutdown()
     assert answered == ["http.response.start", "http.response.body"]

@@ -76,6 +76,7 @@ ZOE = {**PERSON, "login": "zoe@example.com", "full_name": "Zoë Müller 漢字",
         (("100.64.0.2", 0), {b"x-forwarded-for": b"8.8.8.8, 100.64.0.2, 9.9.9.9"}, REWRITTEN),
         (("100.64.0.2", 4000), {**SERVE, b"x-forwarded-for": b"100.64.0.2:4000"}, REWRITTEN),  # with a port of its own
         (("100.64.0.2", 4000), {**SERVE, b"x-forwarded-for": b"[100.64.0.2]:4000, 9.9.9.9"}, REWRITTEN),
+        (("[100.64.0.2", 4000), {**SERVE, b"x-forwarded-for": b"[[100.64.0.2]:4000"}, REWRITTEN),
         (
             ("100.64.0.2", 4000),
             {**SERVE, b"x-forwarded-for": b"100.64.0.2:04_000, 100.64.0.1"},

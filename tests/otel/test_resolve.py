@@ -21,7 +21,7 @@ from tailspan_otel.whois import Whois
 from tailspan.demo.localapi import LocalAPI
 from tests.otel.receiver import FIXTURES
 
-PATIENT = 5.0
+PATIENT = 10.0
 PROXY = ("127.0.0.1", 48268)
 ALICE, CEO = b"alice@example.com", b"ceo@example.com"
 Ask = Callable[..., Who]
@@ -45,13 +45,13 @@ def asking(tailscaled: LocalAPI, tmp_path: Path) -> Whois:
     return asking
 
 
-def resolver(asking: Whois, listing: Listing | None = None) -> Ask:
+def resolver(asking: Whois, listing: Listing | None = None, patient: float = PATIENT) -> Ask:
     identify, resolve = Identify(Peers()), Resolve(asking, listing)
 
     def ask(client: tuple[str, int] | None, forwarded: bytes = b"", **headers: bytes) -> Who:
         sent: Headers = {key.replace("_", "-").encode(): value for key, value in headers.items()}
         caller = identify(client, sent | ({b"x-forwarded-for": forwarded} if forwarded else {}), "127.0.0.1")
-        return resolve(caller, asking.connection(client), PATIENT)
+        return resolve(caller, asking.connection(client), patient)
 
     return ask
 
@@ -257,6 +257,49 @@ def test_before_a_header_is_called_forged_an_older_answer_is_asked_for_again(
     assert told(who) == ("person", "serve_header", "alice@example.com", "alice-laptop", "100.64.0.3", True, None)
 
 
+@pytest.mark.parametrize("away", [True, False])
+@pytest.mark.parametrize("wait_s", [0.0, 0.01])  # on the request's path, and in the sending thread
+def test_where_an_older_answer_contradicts_a_header_and_cannot_be_renewed_neither_is_believed(
+    tun: None, asking: Whois, tailscaled: LocalAPI, monkeypatch: pytest.MonkeyPatch, away: bool, wait_s: float
+) -> None:
+    ask = resolver(asking)
+    assert told(ask(PROXY, b"100.64.0.3")) == (*ZOE, True, None)
+    later(monkeypatch, directory.DOUBTED_S + 1)
+    with tailscaled._lock:  # somebody else has it
+        if away:
+            monkeypatch.setattr(asking, "_away_until", float("inf"))
+        who = resolver(asking, patient=wait_s)(PROXY, b"100.64.0.3", tailscale_user_login=ALICE)
+    assert told(who) == ("unknown", "none", None, None, "100.64.0.3", True, "contradicted")
+
+
+def test_a_header_over_tcp_that_tailscaled_does_not_confirm_in_time_is_unproven(
+    tun: None, asking: Whois, tailscaled: LocalAPI
+) -> None:
+    hurried = resolver(asking, patient=0.01)
+    with tailscaled._lock:  # somebody else has it
+        assert told(hurried(PROXY, b"100.64.0.4", tailscale_user_login=CEO)) == (
+            *("person", "serve_header", "ceo@example.com", None, "100.64.0.4"),
+            *(False, None),
+        )
+        assert told(hurried(None, b"100.64.0.2", tailscale_user_login=ALICE))[5]
+    assert told(resolver(asking)(PROXY, b"100.64.0.4", tailscale_user_login=CEO)) == (*CI, True, "contradicted")
+
+
+def test_a_header_over_tcp_of_a_device_that_tailscaled_does_not_know_is_unproven(ask: Ask) -> None:
+    assert told(ask(PROXY, b"100.64.0.77", tailscale_user_login=CEO))[5:] == (False, None)
+
+
+@pytest.mark.parametrize("userspace", [None, False])
+def test_without_tailscaled_and_status_a_header_is_proven_over_the_socket_that_serve_forwards_to_alone(
+    tmp_path: Path, userspace: bool | None
+) -> None:
+    ask = resolver(Whois(str(tmp_path / "nowhere.sock"), userspace=userspace))
+    known = ("person", "serve_header", "alice@example.com", None, "100.64.0.2")
+    assert told(ask(PROXY, b"100.64.0.2", tailscale_user_login=ALICE)) == (*known, False, None)
+    assert told(ask(None, b"100.64.0.2", tailscale_user_login=ALICE)) == (*known, True, None)
+    assert told(ask(None, b"100.64.0.2", tailscale_user=ALICE))[5] is False  # Serve lets it pass
+
+
 class TestUserspace:
     """`TUN: false`: tailscaled's own network stack takes a tailnet peer to any port of 127.0.0.1, past Serve."""
 
@@ -283,6 +326,12 @@ class TestUserspace:
         itself = changed(tailscaled.whois["100.64.0.2"], Addresses=["100.64.0.1/32"])
         tailscaled.connections["127.0.0.1:55264"] = itself
         assert told(ask(("127.0.0.1", 55264)))[:3] == ("local", "whois", "alice@example.com")
+
+    def test_who_comes_by_another_network_that_uses_the_same_addresses_is_nobody_of_the_tailnet(self, ask: Ask) -> None:
+        for headers in ({}, {"tailscale_user_login": CEO}):
+            who = ask(("100.64.0.2", 4000), **headers)
+            assert told(who) == ("unknown", "none", None, None, None, True, "untrusted" if headers else None)
+            assert identity_of(who)[name.CLIENT_ADDRESS] == "100.64.0.2"
 
     def test_serves_own_connection_is_believed_without_proof(self, ask: Ask) -> None:
         assert told(ask(PROXY, b"100.64.0.2", tailscale_user_login=ALICE)) == (*SERVED[:5], False, None)

@@ -316,6 +316,28 @@ def test_who_comes_past_serve_in_userspace_mode_is_seen_by_the_port_of_its_conne
     assert counted(receiver) == {name.FORGED: 2, name.FORGED_KINDS: "bypass=2", name.UNPROVEN: 0}
 
 
+def test_who_came_past_serve_is_no_local_caller_on_a_foreign_span_where_that_is_known_at_its_end_only(
+    receiver: Receiver, tailscaled: LocalAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAILSPAN_USERSPACE", "true")
+    app = FastAPI(telemetry={"tracer_provider": TracerProvider()})
+    app.get("/{case}")(lambda case: case)
+    instrument(app)
+    with (
+        serving(app, proxy_headers=False) as url,
+        closing(HTTPConnection("127.0.0.1", int(url.rpartition(":")[2]))) as visitor,
+    ):
+        visitor.connect()
+        port = visitor.sock.getsockname()[1]
+        tailscaled.connections[f"127.0.0.1:{port}"] = tailscaled.whois["100.64.0.2"]
+        with tailscaled._lock:  # it answers once the response is there
+            visitor.request("GET", "/prices")
+            assert visitor.getresponse().read() == b'"prices"'
+    [span] = receiver.take(1)
+    told = (name.CALLER, name.LOGIN, name.TRAFFIC)
+    assert tuple(span["attributes"].get(key) for key in told) == ("person", "alice@example.com", "api")
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_every_kind_of_forgery_is_counted_once_and_nothing_of_it_is_believed(
     receiver: Receiver, tailscaled: LocalAPI, native: bool
@@ -388,4 +410,4 @@ def test_while_tailscaled_hangs_the_login_and_the_address_stay_and_the_device_is
         ask_all(visitor, {"zoe": (phone, {})})
         receiver.take(1)
     known = {key: value for key, value in ZOE.items() if key not in (name.NODE, name.NODE_ID)}
-    assert identities(receiver, 1) == {"zoe": {**known, name.GUESS: "iPhone"}}
+    assert identities(receiver, 1) == {"zoe": {**known, name.PROVEN: False, name.GUESS: "iPhone"}}
