@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ from tailspan_otel.node import Node, from_status, own_addresses
 
 READ_EVERY_S: Final = 25.0
 STALE_S: Final = 55.0  # what cannot be read again is forgotten: a new owner is named, or nobody, within a minute
-OLD_S: Final = 900.0  # a file is believed this long after it was written: by then addresses may have other owners
+OLD_S: Final = 900.0  # a file is believed for so long after it was written: by then addresses may have other owners
 TIMEOUT_S: Final = 5.0
 MAX_BYTES: Final = 32_000_000  # some 20,000 nodes
 
@@ -64,19 +65,20 @@ class Listing:
 
     def _content(self) -> bytes:
         if not self._source.startswith(("http://", "https://")):
-            return _written_lately(Path(self._source))
+            with Path(self._source).open("rb") as file:
+                _check_age(os.stat(file.fileno()).st_mtime)
+                return file.read(MAX_BYTES)
         with _OPENER.open(self._source, timeout=TIMEOUT_S) as response:
+            if modified := response.headers.get("Last-Modified"):  # of a file that some server serves
+                _check_age(parsedate_to_datetime(modified).timestamp())
             content: bytes = response.read(MAX_BYTES)
         return content  # what was cut is no JSON
 
 
-def _written_lately(path: Path) -> bytes:
-    with path.open("rb") as file:
-        written = os.stat(file.fileno()).st_mtime
-        if time.time() - written > OLD_S:
-            when = f"{datetime.fromtimestamp(written, UTC):%Y-%m-%dT%H:%M:%SZ}"
-            raise ValueError(f"it was written {when}, and is to be written anew every minute or so")
-        return file.read(MAX_BYTES)
+def _check_age(written: float) -> None:
+    if time.time() - written > OLD_S:
+        when = f"{datetime.fromtimestamp(written, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        raise ValueError(f"it was written {when}, and is to be written anew every minute or so")
 
 
 def _is_ours(address: str) -> bool:

@@ -92,6 +92,7 @@ class Directory:
         self.posts = [Post(source) for source in sources]
         self._store = store
         self._clock = clock
+        self._began = clock()
         self._keeping = threading.Lock()
         self._ended = threading.Event()
         self._holders: tuple[list[Look], dict[str, Listed]] = ([], {})  # by these, none of which is stale
@@ -176,8 +177,8 @@ class Directory:
     def _seen(self, post: Post, now: datetime) -> Seen:
         name, look, problem = f"tailnet {post.source.name}", post.look, post.problem
         if problem:
-            held = f" Until then holds what it said {post.looked:%Y-%m-%dT%H:%M:%SZ}." if post.looked else ""
-            return Seen(name, problem.state, f"{problem}{held}")
+            since, what = (post.looked, "what it said then") if post.looked else (self._began, "what was known before")
+            return Seen(name, problem.state, f"{problem} Not heard of since {since:%Y-%m-%dT%H:%M:%SZ}: {what} holds.")
         if look is None:
             return Seen(name, "no data yet", f"{post.source.place} has not answered yet.")
         if look.key_expires and look.key_expires - now <= WARNED:

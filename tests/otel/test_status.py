@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ class Status(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer = (200, CONTENT)
+        self.modified: str | None = None
         self.asked = 0
         self.url = f"http://127.0.0.1:{self.server_port}/status"
 
@@ -45,6 +47,8 @@ class _Handler(BaseHTTPRequestHandler):
         code, content = self.server.answer
         self.send_response(code)
         self.send_header("Content-Length", str(len(content)))
+        if self.server.modified:
+            self.send_header("Last-Modified", self.server.modified)
         self.end_headers()
         self.wfile.write(content)
 
@@ -134,6 +138,17 @@ def test_a_file_that_nobody_writes_any_more_tells_of_nobody_until_it_is_written_
     os.utime(file, (written, written))
     listing.read()
     assert listing.get("100.64.0.3")  # as long as any that cannot be read again
+
+
+def test_a_file_that_is_served_is_as_old_as_its_server_says(served: Status, caplog: pytest.LogCaptureFixture) -> None:
+    listing, written = Listing(served.url), time.time() - status.OLD_S - 1
+    served.modified = formatdate(written, usegmt=True)
+    listing.read()
+    assert listing.get("100.64.0.3") is None
+    assert f"it was written {datetime.fromtimestamp(written, UTC):%Y-%m-%dT%H:%M:%SZ}" in caplog.text
+    served.modified = formatdate(usegmt=True)
+    listing.read()
+    assert listing.get("100.64.0.3")
 
 
 @pytest.mark.parametrize(

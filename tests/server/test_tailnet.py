@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -33,7 +34,19 @@ from tailspan.tailnet.local import Local
 from tailspan.tailnet.status import Status, read
 from tests.server.conftest import Serving
 from tests.server.spans import ANA, NOW, NOW_NS, export, span
-from tests.server.tailnet import API_KEY, CLIENT, FIXTURES, HEADSCALE_KEY, STATUS, Answer, headscale, tailscale, until
+from tests.server.tailnet import (
+    API_KEY,
+    CLIENT,
+    FIXTURES,
+    HEADSCALE_KEY,
+    STATUS,
+    Answer,
+    Control,
+    headscale,
+    running,
+    tailscale,
+    until,
+)
 
 SIX: Final = "fd7a:115c:a1e0:ab12:4843:cd96:6240:"
 ALICE: Final = Listed(
@@ -442,7 +455,8 @@ def test_a_file_that_nobody_writes_any_more_is_trouble_and_tells_of_nobody(kept:
     directory = Directory([Status(str(file))], kept, clock)
     when, fix = written(minutes_ago=16), "Write it anew every minute or so."
     [old] = directory.told(clock.now)
-    assert (old.state, old.message) == ("old", f"{file} was written {when}. {fix}")
+    began = f"Not heard of since {NOW:%Y-%m-%dT%H:%M:%SZ}: what was known before holds."
+    assert (old.state, old.message) == ("old", f"{file} was written {when}. {fix} {began}")
     assert (directory.members(NOW), directory.holder("100.64.0.2"), kept.history()) == ([], None, [])
     written(minutes_ago=14)
     assert ([one.state for one in directory.told(clock.now)], directory.holder("100.64.0.2")) == (["ok"], ALICE)
@@ -450,9 +464,34 @@ def test_a_file_that_nobody_writes_any_more_is_trouble_and_tells_of_nobody(kept:
     assert directory.holder("100.64.0.2") is None
     when = written(minutes_ago=15.1)
     [old] = directory.told(clock.now)
-    held = f"Until then holds what it said {NOW - timedelta(minutes=14):%Y-%m-%dT%H:%M:%SZ}."
+    held = f"Not heard of since {NOW - timedelta(minutes=14):%Y-%m-%dT%H:%M:%SZ}: what it said then holds."
     assert (old.state, old.message) == ("old", f"{file} was written {when}. {fix} {held}")
     assert directory.holder("100.64.0.2") is None
+
+
+@pytest.mark.parametrize(
+    ("minutes_ago", "state", "message"),
+    [
+        (None, "ok", "{url} lists 5 devices."),
+        (14, "ok", "{url} lists 5 devices."),
+        (16, "old", "{url} was written {when}. Write it anew every minute or so. {began}"),
+    ],
+)
+def test_what_a_server_says_of_a_file_of_its_is_as_old_as_the_file(
+    minutes_ago: int | None, state: str, message: str, kept: DuckDB
+) -> None:
+    when = NOW - timedelta(minutes=minutes_ago or 0)
+    answer = Answer(STATUS.read_bytes())
+    if minutes_ago is not None:
+        answer.headers["Last-Modified"] = format_datetime(when, usegmt=True)
+    with running(Control({"/status.json": answer}, ("",), Answer({}, 401))) as control:
+        url = f"{control.url}/status.json"
+        directory = Directory([Status(url)], kept, Clock())
+        directory.ask(directory.posts[0])
+    [told] = directory.told(NOW)
+    began = f"Not heard of since {NOW:%Y-%m-%dT%H:%M:%SZ}: what was known before holds."
+    known = {"url": url, "when": f"{when:%Y-%m-%dT%H:%M:%SZ}", "began": began}
+    assert (told.state, told.message) == (state, message.format(**known))
 
 
 def refused(source: Any) -> TailnetError:
@@ -599,10 +638,8 @@ def test_what_a_source_said_holds_while_it_is_in_trouble_and_answers_say_so(serv
         directory.ask(directory.posts[-1])
         for path in ("active", "access-logs", "tailnet/devices"):
             told = {source["name"]: source for source in get(client, path)["sources"]}["tailnet status"]
-            assert (told["state"], "Until then holds what it said 2026-03-01T12:00:00Z" in told["message"]) == (
-                "unreachable",
-                True,
-            )
+            assert told["state"] == "unreachable"
+            assert told["message"].endswith(" Not heard of since 2026-03-01T12:00:00Z: what it said then holds.")
         assert get(client, "tailnet/devices")["summary"]["devices"] == 5
 
 

@@ -54,7 +54,7 @@ class Look(NamedTuple):
     userspace: bool | None = None  # it runs without a TUN device
     health: tuple[str, ...] = ()  # what it says is wrong with itself
     key_expires: datetime | None = None  # when the key that it was asked with does
-    written: datetime | None = None  # of a file: when it was
+    written: datetime | None = None  # of a file, also of one that is served: when it was
 
 
 _LOOK: Final = TypeAdapter(Look)

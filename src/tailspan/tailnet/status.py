@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,11 +48,15 @@ class Status:
         return self.place.startswith("http")
 
     def look(self) -> Look:
-        return read(self._fetch(), self.place) if self.is_url else self._load()
+        return self._fetch() if self.is_url else self._load()
 
-    def _fetch(self) -> Any:
-        with httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=True) as client:
-            return answered(client.stream("GET", self.place), self.place, {})
+    def _fetch(self) -> Look:
+        said: list[httpx.Headers] = []
+        hooks = {"response": [lambda answer: said.append(answer.headers)]}
+        with httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=True, event_hooks=hooks) as client:
+            look = read(answered(client.stream("GET", self.place), self.place, {}), self.place)
+        with expected(self.place):
+            return look._replace(written=_modified(said[-1].get("last-modified")))
 
     def _load(self) -> Look:
         try:
@@ -61,6 +66,11 @@ class Status:
         except OSError as problem:
             fix = "Write it there: tailscale status --json > FILE.new && mv FILE.new FILE"
             raise TailnetError("unreachable", f"{self.place} cannot be read: {problem.strerror}.", fix=fix) from problem
+
+
+def _modified(http_date: str | None) -> datetime | None:
+    """Of a file that some server serves; whoever answers by asking tailscaled sends none (RFC 9110, 8.8.2)."""
+    return parsedate_to_datetime(http_date).astimezone(UTC) if http_date else None
 
 
 def read(status: Mapping[str, Any], place: str) -> Look:
