@@ -18,7 +18,7 @@ from tests.server.ledgers import TOOK_NS, Happened, Reference, Told, World, dens
 from tests.server.spans import NOW_NS, SECOND
 
 # HYPOTHESIS_PROFILE=thorough pytest tests/server/test_ledger.py
-EXAMPLES: Final = {"thorough": 5000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 100)
+EXAMPLES: Final = {"thorough": 5000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 50)
 FORMATS: Final = {"with ids": "tailspan", "without ids": "combined"}
 
 

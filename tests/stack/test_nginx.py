@@ -303,7 +303,7 @@ def there(server: Server, wanted: Counts, missing: int = 0) -> None:
         found = counted(server.url)
         return f"too many: {found - wanted}, too few: {wanted - found}\n{log_source(server)}\n{server.said()}"
 
-    until(is_there, "not each request is there once", told, patience=100)
+    until(is_there, "not each request is there once", told, patience=300)
 
 
 def log_source(server: Server) -> dict[str, Any]:
@@ -433,7 +433,7 @@ def test_the_sidecars_script_rotates(nginx: Nginx, follow: Follow) -> None:
         for turn in range(3):
             for number in range(20):
                 CLIENT.get(f"{nginx.url}/refused/{turn}/{number}", headers=PHONE)
-            until(lambda: nginx.access_log.stat().st_size < 5000, "it does not rotate", patience=20)
+            until(lambda: nginx.access_log.stat().st_size < 5000, "it does not rotate")
     finally:
         rotating.kill()
         rotating.wait()

@@ -1,6 +1,7 @@
 """Two stores, one answer: what went through the collector into InfluxDB, held to the definitions in plain Python."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -41,7 +42,11 @@ from tests.stack.engines import Collector, Influxd, free_port, small_disk, until
 
 BETWEEN_MS: Final = 333_333  # a start that is no whole millisecond stays as it is
 NOW: Final = datetime.now(UTC)
-SEEDS: Final = range(4)
+# HYPOTHESIS_PROFILE=thorough pytest tests/stack/test_stores.py
+THOROUGH: Final = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+SEEDS: Final = range(20 if THOROUGH else 2)
+QUESTIONS: Final = 1000 if THOROUGH else 40
+MOVES: Final = 30 if THOROUGH else 8  # of a window, within three and a half hours
 TAGGED: Final = (
     *("service", "environment", "method", "route", "status", "login", "node", "node_id", "address", "source"),
     *("identity_source", "caller", "traffic", "page", "kind", "card", "variant"),
@@ -269,8 +274,8 @@ def test_sessions_history_and_heartbeats_are_the_same(rich: Stored) -> None:
 @pytest.mark.parametrize("days", [0.02, 0.6, 2.5])
 def test_a_window_that_moves_on_finds_what_was_kept_of_the_one_before(days: float, rich: Stored) -> None:
     metrics = (("requests", "errors", "max_ms"), ("people", "views"), ("sessions",), ("p95_ms",))
-    for number in range(30):
-        end_ns = WORLD[-1].start_ns - round((30 - number) * 7.3 * 60 * SECOND)
+    for number in range(MOVES):
+        end_ns = WORLD[-1].start_ns - round((MOVES - number) / MOVES * 219 * 60 * SECOND)
         window = Range(end_ns - round(days * 86400 * SECOND), end_ns)
         for query in (
             Aggregate(range=window, metrics=metrics[number % 4], dimensions=("day",), zone="Asia/Kathmandu"),
@@ -280,7 +285,7 @@ def test_a_window_that_moves_on_finds_what_was_kept_of_the_one_before(days: floa
             assert (query, rich.store.run(query)) == (query, expected(query))
 
 
-@settings(max_examples=100, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
+@settings(max_examples=QUESTIONS, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_question_is_answered_as_the_definitions_say(rich: Stored, data: st.DataObject) -> None:
     query = data.draw(questions(WORLD))
