@@ -23,6 +23,7 @@ from tailspan.logfiles import STDIN, LogFile, hear, in_order, is_as_read, look, 
 
 AGAIN: Final = (429, 502, 503, 504)
 PATIENCE_S: Final = 60.0
+DELIVERY_S: Final = 600.0  # in which one is to be answered: InfluxDB takes seconds for it, on a busy machine many
 
 
 @dataclass(slots=True)
@@ -68,6 +69,7 @@ class Sender:
     """Sends one delivery while the next is read. Raises UnsentError."""
 
     def __init__(self, client: httpx.Client, result: Result) -> None:
+        client.timeout = httpx.Timeout(DELIVERY_S, connect=PATIENCE_S)
         self._client = client
         self._result = result
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tailspan-backfill")

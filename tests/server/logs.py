@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 from rich.console import Console
 from starlette.testclient import TestClient
 
@@ -65,7 +66,7 @@ def written(path: Path, *lines: str | bytes) -> str:
 
 
 def read(
-    client: TestClient, *paths: str, now: datetime = NOW, form: str | None = None, **options: Any
+    client: TestClient | httpx.Client, *paths: str, now: datetime = NOW, form: str | None = None, **options: Any
 ) -> dict[str, Any]:
     """What `tailspan backfill` says of these files."""
     origin = Origin(**{"service": "dashboard", **options.pop("origin", {})})

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -332,6 +333,22 @@ def test_a_log_of_which_no_line_is_like_another_is_read(client: TestClient, tmp_
     lines = [combined(f"GET /{n} HTTP/1.1".replace("0", "o"), address="fd7a::1", agent=f"{n}") for n in range(25_000)]
     path = written(tmp_path / "a.log", *lines)
     assert counts(read(client, path, origin={"service": "s" * 99})) == {"lines": 25_000, "added": 25_000}
+
+
+def test_a_delivery_may_take_minutes(tmp_path: Path) -> None:
+    """As where InfluxDB has much of that time, on a busy machine."""
+
+    def minutes_later(request: httpx.Request) -> httpx.Response:
+        if request.extensions["timeout"]["read"] < 300:
+            raise httpx.ReadTimeout("timed out")
+        if request.method == "GET":
+            return httpx.Response(200, json={"file": "0" * 32, "read_to": 0, "before": ""})
+        told = {"lines": 1, "added": 1, "known": 0, "twins": 0, "too_old": 0, "unresolved": []}
+        return httpx.Response(200, json=told)
+
+    path = written(tmp_path / "a.log", combined())
+    with httpx.Client(base_url="http://x", transport=httpx.MockTransport(minutes_later), timeout=30) as patient:
+        assert counts(read(patient, path)) == {"lines": 1, "added": 1}
 
 
 def test_retention_forgets_lines_and_their_twins(serving: Serving, tmp_path: Path, database: Path) -> None:
