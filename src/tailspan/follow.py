@@ -39,7 +39,7 @@ class _Read(NamedTuple):
     """That a file was read to its end: how it looked, when first and when last."""
 
     seen: _Seen
-    key: str
+    is_sure: bool  # the store keeps how far it was read, so it keeps what was read
     first_at: float
     last_at: float
 
@@ -119,7 +119,7 @@ class Follower:
     def _is_due(self, read: _Read) -> bool:
         """Whether the store may have lost some of it by now: ever more seldom, as most losses are noticed soon."""
         ago_s = time.monotonic() - read.first_at
-        return ago_s >= max(AGAIN_S, 2 * (read.last_at - read.first_at)) and not self._witness.place(read.key).read_to
+        return not read.is_sure and ago_s >= max(AGAIN_S, 2 * (read.last_at - read.first_at))
 
     @contextmanager
     def _told_of(self, path: str) -> Iterator[None]:
@@ -137,7 +137,7 @@ class Follower:
                 return False
         now, before = time.monotonic(), self._read.get(file.path)
         first_at = before.first_at if before and before.seen == seen else now
-        self._read[file.path] = _Read(seen, file.key, first_at, now)
+        self._read[file.path] = _Read(seen, self._witness.place(file.key).read_to > 0, first_at, now)
         return True
 
     def _advance(self, file: LogFile, content: IO[bytes], seen: _Seen) -> bool:
