@@ -282,6 +282,16 @@ def test_what_is_no_request_is_dropped_with_its_reason_and_an_example(client: Te
     assert found["dropped"]["no such time"]["example"] == str(lines[3]).strip()
 
 
+def test_each_version_of_http_is_read_over_either_ip_and_nobody_knows_how_long_it_took(
+    client: TestClient, tmp_path: Path
+) -> None:
+    addresses, versions = ("100.64.0.7", "fd7a:115c:a1e0::7"), ("1.0", "1.1", "2.0", "3.0")
+    lines = [combined(f"GET /a/7?q=1 HTTP/{one}", address=address) for one in versions for address in addresses]
+    assert counts(read(client, written(tmp_path / "a.log", *lines))) == {"lines": 8, "added": 8}
+    found = [(log["ip"], log["endpoint"], log["response_time_ms"]) for log in logs(client)]
+    assert sorted(found) == sorted((address, "/a/{id}", None) for address in addresses * 4)
+
+
 def test_a_file_in_no_format_stops_before_anything_is_sent(client: TestClient, tmp_path: Path) -> None:
     good = written(tmp_path / "good.log", combined())
     bad = written(tmp_path / "bad.log", "what is this?\n")
