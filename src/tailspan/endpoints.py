@@ -161,7 +161,7 @@ def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
 
     @routes.get("/refresh", responses=REFUSAL)
     def get_refresh(params: Annotated[reports.Filters, Query()]) -> Active:
-        """What /active says, for a card that asks every other second. It alone is not recorded as a use of tailspan."""
+        """What /active says, for a card that asks all the time. It alone is not recorded as a use of tailspan."""
         return active(of, params, clock())
 
     @routes.get("/totals", responses=REFUSAL)

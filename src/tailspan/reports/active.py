@@ -35,7 +35,9 @@ def active(of: Sources, params: Filters, now: datetime) -> Active:
     Polls do not count: an open tab is nobody. `current_page` is the newest page known among these.
     """
     newest = {span.login: span for span in _newest(of, params, now, *PERSON)}
-    pages = {span.login: span.page for span in _newest(of, params, now, *PERSON, "page")}
+    pages = {login: span.page for login, span in newest.items()}
+    if None in pages.values():  # mostly it is not, and these questions are half of what a card's refresh costs
+        pages |= {span.login: span.page for span in _newest(of, params, now, *PERSON, "page")}
     users = [_active_user(span, pages.get(login), now) for login, span in newest.items()]
     users.sort(key=lambda user: user.last_seen_at, reverse=True)
     window = window_of(ending(now, ACTIVE_FOR), of.meaning().zone)
