@@ -186,10 +186,12 @@ async def _client(
 
 async def _checked(settings: Settings, only: Part | None, http: str | None, refusals: list[str]) -> list[Checked]:
     found = []
+    first: dict[str, str] = {}  # which tool said it: a server that is away would be told of a dozen times
     async with _client(settings, only, http, refusals) as client:
         async for one in calls(client, only):
             found.append(one)
-            out.print(f"{STATES[one.state]} {one.milliseconds:6.0f} ms  [bold]{one.tool}[/bold]  {escape(one.said)}")
+            said = one.said if first.setdefault(one.said, one.tool) == one.tool else f"as {first[one.said]}"
+            out.print(f"{STATES[one.state]} {one.milliseconds:6.0f} ms  [bold]{one.tool}[/bold]  {escape(said)}")
     return found
 
 
