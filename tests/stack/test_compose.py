@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tailspan.demo.localapi import LocalAPI
-from tailspan.demo.visitors import EVA
+from tailspan.demo.visitors import ATTACK, EVA
 from tests.stack.compose import Compose, read
 from tests.stack.engines import ROOT, until
 
@@ -26,7 +26,9 @@ SEEN = {
     ("leo@example.com", "iphone", "/dashboard"),
     ("zoe@example.com", "zoe-phone", "/dashboard"),
     ("eva@example.com", "eva-desktop", "/dashboard"),
+    ("mallory@example.com", ATTACK, f"/{ATTACK}"),
 }
+HER_CARD = {"card": ATTACK, "variant": ATTACK, "page": f"/{ATTACK}", "views": 1}
 
 
 @pytest.fixture
@@ -79,8 +81,15 @@ def test_the_visitors_are_seen_the_doctor_is_content_and_a_second_start_finds_ev
     compose.up("tailspan", "visitors")
     compose.wait("tailspan", "service_healthy")
     until(
-        lambda: people(compose) == SEEN, "not all are active", lambda: f"{people(compose)} {compose.said('visitors')}"
+        lambda: people(compose) == SEEN,
+        "not all are active",
+        lambda: f"{people(compose)} {compose.said('visitors')}",
+        patience=120,
     )
+    cards = "/analytics/query?metrics=views&dimensions=card,variant,page&user=mallory@example.com"
+    assert asked(compose, cards)["rows"] == [HER_CARD]
+    page = compose.ask("front", 8080, "/analytics/refresh")  # as a browser of this machine, without a token
+    assert {user["email"] for user in json.loads(page.stdout)["active_users"]} == {email for email, *_ in SEEN}
     states = {source["name"]: source["state"] for source in asked(compose)["sources"]}
     assert states == {"store": "ok", "collector": "ok"}
     doctor = compose.exec("tailspan", "tailspan", "doctor")

@@ -69,9 +69,11 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("socket", type=Path, help="where the service listens")
     arguments.add_argument("tailspan", help="URL of the server")
+    arguments.add_argument("--listen", default="127.0.0.1:0", help="host:port; by default any on loopback")
     given = arguments.parse_args()
-    listening = bind("127.0.0.1", 0)
-    print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
+    host, _, port = given.listen.rpartition(":")
+    listening = bind(host, int(port))
+    print(f"http://{host}:{listening.getsockname()[1]}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has stopped
     config = uvicorn.Config(
         create_app(given.socket, given.tailspan),

@@ -1,6 +1,6 @@
 """Stands in for tailscaled: its LocalAPI on a unix socket, answering with what a real one answered, byte for byte.
 
-The names of one capture are made up: no tailnet has a device that is called like mallory's.
+The names of some captures are made up: no tailnet has a device that is called like mallory's, or yours.
 """
 
 import json

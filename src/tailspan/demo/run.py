@@ -7,7 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ HOSTS: Final = (
 )
 STOP_S: Final = 10.0
 MAX_FOLDER: Final = 90  # a unix socket's path has at most 104 bytes on macOS, 108 on Linux
+PIPELINE: Final = ("INFLUXDB_V2_", "OTEL_EXPORTER_OTLP_")
 DIE_WITH_PARENT: Final = 1  # prctl(2): PR_SET_PDEATHSIG
 
 out = Console(soft_wrap=True, highlight=False)
@@ -41,6 +43,13 @@ def demo(
     beside_opentelemetry: Annotated[
         bool,
         typer.Option("--beside-opentelemetry", help="The service has OpenTelemetry's own instrumentation as well."),
+    ] = False,
+    influxdb: Annotated[
+        bool,
+        typer.Option(
+            "--influxdb",
+            help="Through the collector at OTEL_EXPORTER_OTLP_ENDPOINT into the InfluxDB of INFLUXDB_V2_*.",
+        ),
     ] = False,
 ) -> None:
     """Shows tailspan at work: a small service, its visitors, and who of them is seen. Ctrl-C ends it.
@@ -57,6 +66,7 @@ def demo(
         raise SettingError(
             "opentelemetry-instrumentation-fastapi is not installed.", fix="Run: pip install 'tailspan-otel[fastapi]'"
         )
+    pipeline = of_environment() if influxdb else {}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both end it in the same way
     with suppress(KeyboardInterrupt), ExitStack() as stage:
@@ -68,10 +78,11 @@ def demo(
                 rule=f"Their paths are short: that of their folder has at most {MAX_FOLDER} bytes.",
                 fix="Set TMPDIR=/tmp",
             )
-        server = stage.enter_context(running_server(keep or folder))
+        server = stage.enter_context(running_server(keep or folder, pipeline))
         tailscaled, serve = folder / "whois.sock", folder / "factory.sock"  # another server must not take it for real
         stage.enter_context(LocalAPI(tailscaled))
-        service = stage.enter_context(running_service(serve, tailscaled, server, beside_opentelemetry))
+        to = pipeline.get("OTEL_EXPORTER_OTLP_ENDPOINT", server)
+        service = stage.enter_context(running_service(serve, tailscaled, to, beside_opentelemetry))
         front = stage.enter_context(running("-m", "tailspan.demo.front", serve, server))
         introduce(server, front)
         asyncio.run(show(visit(serve, service, front), server, seconds))
@@ -113,24 +124,34 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)  # even where we are killed without a word
 
 
+def of_environment() -> dict[str, str]:
+    """The settings of the full pipeline. Raises SettingError."""
+    found = {key: value for key, value in os.environ.items() if key.startswith(PIPELINE)}
+    for key in ("INFLUXDB_V2_URL", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        if not found.get(key):
+            raise SettingError(
+                f"{key} is not set, and --influxdb needs it.",
+                fix="Make bucket and tokens by `tailspan setup influxdb`, start the collector, and set where both are.",
+            )
+    return found
+
+
 @contextmanager
-def running_server(folder: Path) -> Iterator[str]:
-    """`tailspan serve` with its database in the folder: its URL."""
+def running_server(folder: Path, pipeline: Mapping[str, str]) -> Iterator[str]:
+    """`tailspan serve` with its database in the folder, and InfluxDB where `pipeline` names it: its URL."""
     listen = free_address()
     # what tailscaled's mode would forbid is no harm here: whoever reaches this port finds nobody real
     settings = {"LISTEN": listen, "DB": str(folder / "tailspan.duckdb"), "USERSPACE": "false"}
     settings |= {"READERS": READERS, "ALLOWED_HOSTS": HOSTS}
     known = {f"TAILSPAN_{key}": value for key, value in settings.items()}
-    with running("-m", "tailspan", "serve", **known, TS_SOCKET=str(folder / "no-real-tailscaled.sock")):
+    with running("-m", "tailspan", "serve", **known, **pipeline, TS_SOCKET=str(folder / "no-real-tailscaled.sock")):
         yield f"http://{listen}"
 
 
-def running_service(
-    serve: Path, tailscaled: Path, server: str, beside_opentelemetry: bool
-) -> AbstractContextManager[str]:
-    """The service on the socket `serve`, sending to the server: the URL of its loopback port."""
+def running_service(serve: Path, tailscaled: Path, to: str, beside_opentelemetry: bool) -> AbstractContextManager[str]:
+    """The service on the socket `serve`, sending to that URL: the one of its loopback port."""
     beside = ["--beside-opentelemetry"] if beside_opentelemetry else []
-    settings = {"TS_SOCKET": str(tailscaled), "OTEL_EXPORTER_OTLP_ENDPOINT": server, "no_proxy": "127.0.0.1"}
+    settings = {"TS_SOCKET": str(tailscaled), "OTEL_EXPORTER_OTLP_ENDPOINT": to, "no_proxy": "127.0.0.1"}
     return running("-m", "tailspan.demo.service", serve, *beside, **settings)
 
 
@@ -176,11 +197,13 @@ async def announce(server: str) -> None:
     told: set[str] = set()
     async with httpx.AsyncClient(base_url=server, trust_env=False) as client:
         while True:
+            began = time.monotonic()
             for line in await sightings(client):
                 if line not in told:
                     told.add(line)
                     out.print(escape(line))
-            await asyncio.sleep(LOOK_EVERY_S)
+            # a server that is slow to answer has others to answer as well
+            await asyncio.sleep(max(LOOK_EVERY_S, 2 * (time.monotonic() - began)))
 
 
 async def sightings(client: httpx.AsyncClient) -> list[str]:

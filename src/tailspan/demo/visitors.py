@@ -154,11 +154,13 @@ async def attacker(serve: httpx.AsyncClient, front: str | None) -> None:
     await asyncio.sleep(LAST_S)
     browser = Browser(serve, MALLORY)
     await browser.open("/dashboard")
-    await browser.rest()
+    await asyncio.sleep(GAP_S[0])  # so that she is seen there first
     await browser.call("GET", f"/{ATTACK}")
     if front:
-        async with httpx.AsyncClient(base_url=front, trust_env=False) as page:
-            await page.post("/analytics/views", json=ATTACKS, headers={"Host": "mallory.localhost"})
+        hers = {"Host": "mallory.localhost"}
+        async with httpx.AsyncClient(base_url=front, headers=hers, trust_env=False) as page:
+            while (await page.post("/analytics/views", json=ATTACKS)).is_error:  # a server may not know its front yet
+                await asyncio.sleep(GAP_S[0])
 
 
 async def forger(service: str) -> None:
@@ -195,10 +197,11 @@ def main() -> None:
     arguments.add_argument("socket", type=Path, help="where Serve forwards to")
     arguments.add_argument("tailscaled", type=Path, help="where the service looks for tailscaled")
     arguments.add_argument("service", help="URL of its port")
+    arguments.add_argument("--front", help="URL of the way in for browsers; without it no cards are seen")
     given = arguments.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with LocalAPI(given.tailscaled):
-        asyncio.run(visit(given.socket, given.service))
+        asyncio.run(visit(given.socket, given.service, given.front))
 
 
 if __name__ == "__main__":
