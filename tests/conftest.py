@@ -32,9 +32,9 @@ def _no_tailnet_of_this_machine() -> Iterator[None]:
 
 
 class Program:
-    """`python -m <command>`, with none of tailspan's settings but these. It gets DEADLINE_S seconds to live."""
+    """`python -m <command>`, with none of tailspan's settings but these. It gets `deadline_s` seconds to live."""
 
-    def __init__(self, *command: object, **settings: str) -> None:
+    def __init__(self, *command: object, deadline_s: float = DEADLINE_S, **settings: str) -> None:
         ours = ("TAILSPAN_", "OTEL_", "INFLUXDB_V2_", "TS_SOCKET", "TAILSCALE_", "TAILNET", "HEADSCALE_")
         environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
         # a stand-in for tailscaled in the same network is no reason for a server of the tests to ask for a token
@@ -46,7 +46,7 @@ class Program:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self._watchdog = threading.Timer(DEADLINE_S, self.process.kill)
+        self._watchdog = threading.Timer(deadline_s, self.process.kill)
         self._watchdog.start()
 
     def line(self) -> str:
@@ -70,12 +70,12 @@ Launch = Callable[..., Program]
 
 
 @contextmanager
-def launching() -> Iterator[Launch]:
+def launching(deadline_s: float = DEADLINE_S) -> Iterator[Launch]:
     """`launch("tailspan", "serve", TAILSPAN_LISTEN="127.0.0.1:0")`: a Program, which nobody need end."""
     programs: list[Program] = []
 
     def begin(*command: object, **settings: str) -> Program:
-        programs.append(Program(*command, **settings))
+        programs.append(Program(*command, deadline_s=deadline_s, **settings))
         return programs[-1]
 
     try:

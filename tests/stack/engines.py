@@ -171,6 +171,16 @@ class Influxd(Engine):
         self.ask("POST", "/api/v2/setup", json={**first, "token": self.token}, headers={}).raise_for_status()
         return self
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """For a server that answers from it."""
+        return {
+            "INFLUXDB_V2_URL": self.url,
+            "INFLUXDB_V2_TOKEN": self.token,
+            "INFLUXDB_V2_ORG": self.org,
+            "INFLUXDB_V2_BUCKET": self.bucket,
+        }
+
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Its API, with the all-access token."""
         options = {"headers": {"Authorization": f"Token {self.token}"}, "timeout": 60, **options}

@@ -12,7 +12,7 @@ from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request
 
 from tailspan.demo.localapi import LocalAPI
 from tests.conftest import Launch, Program
-from tests.stack.engines import Collector, Influxd
+from tests.stack.engines import Collector, Influxd, free_port
 
 Json = dict[str, Any]
 HOST: Final = "factory.example"  # no name of this machine's: browsers leave out what they only send to those
@@ -26,41 +26,58 @@ class Stage:
     server: str  # URLs
     front: str
     otlp: str  # where services send what they tell
-    programs: list[Program]
     ask: httpx.Client  # of the server, as a process of its machine
+    host: str = HOST  # whose part before it says who comes
 
     def url(self, who: str, path: str = "/dashboard") -> str:
         """Where `who` opens that in a browser."""
-        return f"http://{who}.{HOST}:{httpx.URL(self.front).port}{path}"
+        return f"http://{who}.{self.host}:{httpx.URL(self.front).port}{path}"
 
     def of(self, who: str) -> httpx.Client:
         """`who` without a browser."""
-        headers = {"Host": f"{who}.{HOST}:{httpx.URL(self.front).port}", "Sec-Fetch-Dest": "document"}
-        return httpx.Client(base_url=self.front, headers=headers, trust_env=False)
+        headers = {"Host": f"{who}.{self.host}:{httpx.URL(self.front).port}", "Sec-Fetch-Dest": "document"}
+        return httpx.Client(base_url=self.front, headers=headers, trust_env=False, timeout=30)
+
+    def forget(self, *who: str) -> None:
+        """Whatever was kept of them: as new visitors they come."""
+        for one in who:
+            self.ask.delete(f"/analytics/people/{one}@example.com").raise_for_status()
 
 
 @contextmanager
-def staged(
-    launch: Launch, folder: Path, full: "tuple[Influxd, Collector] | None" = None, **settings: str
-) -> Iterator[Stage]:
+def staged(launch: Launch, folder: Path, full: "tuple[Influxd, Collector] | None" = None) -> Iterator[Stage]:
     """On the embedded store, or where `full` is given through a collector into InfluxDB."""
     serve, tailscaled = folder / "factory.sock", folder / "tailscaled.sock"
-    own = {"TAILSPAN_DB": str(folder / "t.duckdb"), "TAILSPAN_LISTEN": "127.0.0.1:0", "TS_SOCKET": str(tailscaled)}
+    listen = f"127.0.0.1:{free_port()}"  # known beforehand, so that all three start at the same time
+    own = {"TAILSPAN_DB": str(folder / "t.duckdb"), "TAILSPAN_LISTEN": listen, "TS_SOCKET": str(tailscaled)}
     hosts = ",".join(f"{who}.{HOST}" for who in ("you", *PEOPLE))
     own |= {"TAILSPAN_READERS": READERS, "TAILSPAN_ALLOWED_HOSTS": hosts, "TAILSPAN_USERSPACE": "false"}
     if full:
-        influxd, collector = full
-        own |= {"INFLUXDB_V2_URL": influxd.url, "INFLUXDB_V2_TOKEN": influxd.token, "INFLUXDB_V2_ORG": influxd.org}
-        own |= {"INFLUXDB_V2_BUCKET": influxd.bucket, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
+        own |= full[0].settings | {"OTEL_EXPORTER_OTLP_ENDPOINT": full[1].endpoint}
     with LocalAPI(tailscaled):
-        server = launch("tailspan", "serve", **own, **settings)
-        url = server.line().split()[3]
+        url = f"http://{listen}"
         to = full[1].endpoint if full else url
+        server = launch("tailspan", "serve", **own)
         service = launch("tailspan.demo.service", serve, TS_SOCKET=str(tailscaled), OTEL_EXPORTER_OTLP_ENDPOINT=to)
-        assert service.line()
         front = launch("tailspan.demo.front", serve, url)
+        assert server.line() and service.line()
         with httpx.Client(base_url=url, trust_env=False, timeout=30) as ask:
-            yield Stage(url, front.line().strip(), to, [server, service, front], ask)
+            yield Stage(url, front.line().strip(), to, ask)
+
+
+@contextmanager
+def started(demo: Program, otlp: str | None = None) -> Iterator[Stage]:
+    """`tailspan demo`, once it says where everything is."""
+    told: dict[str, str] = {}
+    while "by command" not in told:
+        line = demo.line()
+        assert line, demo.ended()
+        what, _, where = line.rstrip().partition("  ")
+        told[what] = where.split()[0] if where else ""
+    front, _, _ = told["its page"].partition("/analytics/")
+    server, _, _ = told["all requests"].partition("/analytics/")
+    with httpx.Client(base_url=server, trust_env=False, timeout=30) as ask:
+        yield Stage(server, front, otlp or server, ask, "localhost")
 
 
 @dataclass

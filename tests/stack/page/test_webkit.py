@@ -42,6 +42,7 @@ def webkit(screen: None) -> Iterator[WebKitGTK]:
 
 @pytest.mark.filterwarnings("ignore:setting remote_server_addr:DeprecationWarning")  # selenium's own
 def test_webkit_draws_the_card_and_tells_which_cards_were_looked_at(webkit: WebKitGTK, embedded: Stage) -> None:
+    embedded.forget("you")
     webkit.get(f"{embedded.front}/dashboard")  # as you@example.com, who is no reader
     webkit.execute_script("document.querySelector('main').prepend(document.querySelector('analytics-widget'))")
 
@@ -59,5 +60,5 @@ def test_webkit_draws_the_card_and_tells_which_cards_were_looked_at(webkit: WebK
     webkit.execute_script("document.querySelector('article').scrollIntoView()")
     webkit.execute_async_script("setTimeout(arguments[0], 2500)")
     webkit.get("about:blank")
-    seen = until(lambda: views(embedded), "WebKit told of no view")
+    seen = until(lambda: views(embedded, "you"), "WebKit told of no view")
     assert {count for count, _ in seen.values()} == {1} and "Electricity price" in {name for name, _ in seen}
