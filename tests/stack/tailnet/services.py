@@ -27,21 +27,36 @@ BEARER: Final = {"Authorization": f"Bearer {TOKEN}"}
 SNIPPET: Final = ROOT / "docs" / "identity.md"  # what nginx blanks is what is recommended there
 
 Log = dict[str, Any]
+HURRIED: Final = """
+from tailspan import directory
+from tailspan.__main__ import main
+from tailspan.tailnet import api, headscale, local, status
+for source in (api.API, headscale.Headscale, local.Local, status.Status):
+    source.every_s = 1.0
+directory.LEISURE = 1
+main()
+"""
 
 
 class Server(Engine):
     """`tailspan serve` with a token, where every network of the hub reaches it, on another `host`, or a unix socket.
 
-    `settings` adds to its own.
+    `settings` adds to its own. `hurried`: it looks at its sources of devices each second, and not at their own leisure.
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, str] | None = None, *, socket: Path | None = None, host: str = HUB
+        self,
+        folder: Path,
+        settings: Mapping[str, str] | None = None,
+        *,
+        socket: Path | None = None,
+        host: str = HUB,
+        hurried: bool = False,
     ) -> None:
         folder.mkdir()
         self.url = "http://localhost" if socket else f"http://{host}:{free_port()}"
         super().__init__(
-            *(sys.executable, "-m", "tailspan", "serve"),
+            *(sys.executable, *(("-c", HURRIED) if hurried else ("-m", "tailspan")), "serve"),
             log=folder / "serve.log",
             ready=f"{self.url}/healthz",
             headers=BEARER,
@@ -66,11 +81,13 @@ class Server(Engine):
         """A service's rows, the newest 1,000."""
         return list(self.ask("/analytics/access-logs", hours=1, limit=1000, service=service)["logs"])
 
-    def rows(self, service: str, count: int) -> dict[str, Log]:
-        """The service's rows by path, once that many are there."""
-        said = f"fewer than {count} rows of {service}"
-        found = until(lambda: logs if len(logs := self.logs(service)) >= count else None, said, self.said)
-        return {log["path"]: log for log in found}
+    def walk(self) -> Iterator[Log]:
+        """Every row of every service, the newest first."""
+        page = self.ask("/analytics/access-logs", hours=1, limit=1000)
+        yield from page["logs"]
+        while cursor := page["next_cursor"]:
+            page = self.ask("/analytics/access-logs", cursor=cursor, hours=1, limit=1000)
+            yield from page["logs"]
 
 
 def influx_settings(influxd: Influxd) -> dict[str, str]:

@@ -11,6 +11,8 @@ from typing import Any, Final, NamedTuple
 import httpx
 import pytest
 
+from tailspan.tailnet.headscale import Headscale
+from tailspan.tailnet.local import Local
 from tests.server.tailnet import HEADSCALE_KEY, headscale
 from tests.stack.engines import Collector, Influxd, free_port, until
 from tests.stack.tailnet.lab import Person, Tailnet
@@ -104,7 +106,7 @@ def lists(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         servers = {}
         for name in SERVERS:
             store, _, source = name.partition("-")
-            servers[name] = Server(folder / name, stores[store] | sources[source])
+            servers[name] = Server(folder / name, stores[store] | sources[source], hurried=True)
         engines = (collector, *servers.values())
         for engine in engines:
             stack.callback(engine.kill)
@@ -199,6 +201,7 @@ def test_the_commands_show_them(lists: Lists, command: list[str]) -> None:
 def test_what_changes_is_named_anew_and_what_was_stays_in_the_history(lists: Lists) -> None:
     headscale, nodes = lists.tailnet.headscale, lists.tailnet.nodes
     names = ("duckdb-local", "influxdb-headscale")
+    assert max(Local.every_s, Headscale.every_s) <= 30  # within a minute, then, where they do not hurry as here
     lists.asked_by("ci-runner", "zoe-phone")
     zoe, runner = headscale.node_id("zoe-phone"), headscale.node_id("ci-runner")
     headscale.ask("POST", f"node/{runner}/rename/new-runner")

@@ -42,10 +42,7 @@ def seen(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         asked_of = {"-".join(door): len(asked(door[0])) for door in DOORS}
         nodes = tailnet.headscale.ask("GET", "node")["nodes"]
         yield Seen(
-            {
-                store: {name: server.rows(name, count) for name, count in asked_of.items()}
-                for store, server in stores.servers.items()
-            },
+            {store: rows(server, asked_of) for store, server in stores.servers.items()},
             {store: counts(server) for store, server in stores.servers.items()},
             {node["givenName"]: (node["ipAddresses"][0], node["id"]) for node in nodes},
         )
@@ -114,6 +111,18 @@ def ask(tailnet: Tailnet, doors: Doors, stack: ExitStack) -> None:
     assert [get(caller, node.name, "/", ()).status for caller in (tagged, neighbour)] == [403, 401]
     tagged.close()
     neighbour.close()
+
+
+def rows(server: Server, asked_of: dict[str, int]) -> dict[str, dict[str, Log]]:
+    """Of each service by path, once there are as many as were asked of it: in one walk through all of them."""
+
+    def all_there() -> dict[str, dict[str, Log]] | None:
+        found: dict[str, dict[str, Log]] = {name: {} for name in asked_of}
+        for log in server.walk():
+            found.get(log["service"], {})[log["path"]] = log
+        return found if all(len(found[name]) >= count for name, count in asked_of.items()) else None
+
+    return dict(until(all_there, "not all rows are there", server.said))
 
 
 def counts(server: Server) -> dict[str, dict[str, Any]]:
