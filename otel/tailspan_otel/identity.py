@@ -154,7 +154,7 @@ def other_end(scope: MutableMapping[str, Any]) -> tuple[str, int] | None:
     if server is not None and server[1] is None:
         return None
     if client is not None:
-        return client[0], client[1]
+        return client  # type: ignore[no-any-return]  # the server's own object, which `Whois.connection` knows it by
     return None if server is None else NOBODY
 
 

@@ -23,6 +23,7 @@ WAIT_S: Final = 0.25  # the longest a finished request's span waits for a name
 PATIENCE_S: Final = 0.5  # the longest that the spans of one second wait for names, all together
 MODE_S: Final = 5.0  # how tailscaled runs is asked again this often: it may start later, or anew and otherwise
 MAX_ADDRESSES: Final = 10_000
+MAX_CONNECTIONS: Final = 1_000
 MAX_WAITING: Final = 1_000
 
 log = logging.getLogger("tailspan")
@@ -41,10 +42,10 @@ _NONE = _Answer(0.0, 0.0, 0.0, None)
 class Connection:
     """The connection of one request: did it come straight from the tailnet, through tailscaled's own network stack?"""
 
-    __slots__ = ("answered", "node", "peer")
+    __slots__ = ("answered", "client", "node")
 
-    def __init__(self, peer: str) -> None:
-        self.peer = peer  # its other end, as `127.0.0.1:48268`
+    def __init__(self, client: tuple[str, int]) -> None:
+        self.client = client  # its other end, as the server has it
         self.answered = False
         self.node: Node | None = None  # whose it is; None for one that Serve or a process of this machine opened
 
@@ -67,6 +68,7 @@ class Whois:
         self._known: OrderedDict[str, _Answer] = OrderedDict()
         self._away_until = 0.0
         self._missed = float("-inf")  # when a connection was last looked for in vain
+        self._in_vain: OrderedDict[int, tuple[str, int]] = OrderedDict()  # port → the connection, as below
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 
@@ -114,13 +116,15 @@ class Whois:
     def connection(self, client: tuple[str, int] | None) -> Connection | None:
         """Asks in the background whether that connection came past Serve; None where it cannot have, or is not known.
 
-        Only in userspace mode, which hands a tailnet peer's connection on to any port of 127.0.0.1.
+        Only in userspace mode, which hands a tailnet peer's connection on to any port of 127.0.0.1. A connection that
+        was looked for in vain stays Serve's, or a process's of this machine: it is known by its `client`, the same
+        object for all its requests in uvicorn. Where a server makes a new one each time, it is looked for each time.
         """
         if client is None or not self.userspace or not client[1] or client[0] not in ("127.0.0.1", "::ffff:127.0.0.1"):
             return None
-        if time.monotonic() < self._missed + MISSED_S:
+        if self._in_vain.get(client[1]) is client or time.monotonic() < self._missed + MISSED_S:
             return None
-        asked = Connection(f"127.0.0.1:{client[1]}")
+        asked = Connection(client)
         return asked if self._put(asked) else None
 
     def settled(self, connection: Connection, seconds: float) -> Node | None:
@@ -184,14 +188,20 @@ class Whois:
             if isinstance(question, str):
                 self._keep(question, tailscaled.whois(question))
             elif time.monotonic() >= self._missed + MISSED_S:
-                question.node = tailscaled.whois(question.peer)
+                question.node = tailscaled.whois(f"127.0.0.1:{question.client[1]}")
                 if question.node is None:
-                    self._missed = time.monotonic()
+                    self._keep_in_vain(question.client)
         except LateAnswer as problem:  # the next may be in time: who waits has a limit anyway
             log.debug("%s", problem)
         except NoAnswer as problem:
             self._away_until = self._mode_due = time.monotonic() + AWAY_S
             log.debug("%s", problem)
+
+    def _keep_in_vain(self, client: tuple[str, int]) -> None:
+        self._missed = time.monotonic()
+        self._in_vain[client[1]] = client
+        if len(self._in_vain) > MAX_CONNECTIONS:
+            self._in_vain.popitem(last=False)
 
     def _keep(self, address: str, node: Node | None) -> None:
         now = time.monotonic()

@@ -351,12 +351,14 @@ class TestUserspace:
         def looked_for() -> int:
             return sum("127.0.0.1" in asked for asked in tailscaled.asked)
 
-        for _ in range(5):
-            ask(PROXY, b"100.64.0.2")
+        connections = [("127.0.0.1", port) for port in range(4000, 4006)]  # that Serve opened
+        for connection in connections:
+            ask(connection, b"100.64.0.2")
         assert looked_for() == 1
         later(monkeypatch, directory.MISSED_S + 0.1)
-        ask(PROXY, b"100.64.0.2")
-        assert looked_for() == 2
+        for connection in connections:
+            ask(connection, b"100.64.0.2")
+        assert looked_for() == 2  # the first one is known, the second was looked for, and the others not
 
     def test_behind_uvicorns_proxy_headers_the_port_is_not_known(self, ask: Ask, tailscaled: LocalAPI) -> None:
         assert told(ask(("100.64.0.2", 0), b"100.64.0.2", tailscale_user_login=ALICE)) == (*SERVED[:5], False, None)

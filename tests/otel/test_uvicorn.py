@@ -316,6 +316,25 @@ def test_who_comes_past_serve_in_userspace_mode_is_seen_by_the_port_of_its_conne
     assert counted(receiver) == {name.FORGED: 2, name.FORGED_KINDS: "bypass=2", name.UNPROVEN: 0}
 
 
+def test_a_connection_that_serve_keeps_open_is_looked_for_once_so_that_who_comes_past_it_is_seen(
+    receiver: Receiver, tailscaled: LocalAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAILSPAN_USERSPACE", "true")
+    monkeypatch.setattr(whois, "MISSED_S", 0.0)
+
+    def looked_for() -> list[str]:
+        return [asked for asked in tailscaled.asked if "127.0.0.1" in asked]
+
+    with dashboard(proxy_headers=False) as url, client(url) as serve, client(url) as another:
+        for number in range(1, 4):
+            ask_all(serve, {"alice": CASES["alice"]})
+            receiver.take(number)  # its connection was looked for until then
+        assert len(looked_for()) == 1
+        ask_all(another, {"zoe": CASES["zoe"]})
+        receiver.take(4)
+        assert len(looked_for()) == 2
+
+
 def test_who_came_past_serve_is_no_local_caller_on_a_foreign_span_where_that_is_known_at_its_end_only(
     receiver: Receiver, tailscaled: LocalAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
