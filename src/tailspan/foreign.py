@@ -26,7 +26,8 @@ def caller(*, peer: Any, login: Any, forwarded: Any, real: Any, client: Any, tru
     Tailscale-User-Login, X-Forwarded-For and X-Real-IP; `client` is what the span calls the client's address. Headers
     count where `trusts` says yes to the peer. Of X-Forwarded-For only the last entry does: those before it were written
     by the caller, and some SDKs make the first one the client's address. A login counts beside a tailnet address alone,
-    which Serve always sends; and nothing does where X-Real-IP names another caller, as in `tailspan_otel.identity`.
+    which Serve always sends, and is never proven: nobody confirms it, as tailscaled does for a service of ours. Nothing
+    counts where X-Real-IP names another caller, as in `tailspan_otel.identity`.
     """
     vouched = isinstance(peer, str) and trusts(peer)
     told = _told(_nearest(forwarded), _nearest(real), trusts) if vouched else _plain(peer)
@@ -36,7 +37,7 @@ def caller(*, peer: Any, login: Any, forwarded: Any, real: Any, client: Any, tru
     known[names.ADDRESS] = told
     name = _only(login)
     if vouched and isinstance(name, str) and LOGIN.fullmatch(name):
-        known |= {names.LOGIN: name, names.IDENTITY_SOURCE: "serve_header", names.CALLER: "person"}
+        known |= {names.LOGIN: name, names.IDENTITY_SOURCE: "serve_header", names.CALLER: "person", names.PROVEN: False}
     return known
 
 

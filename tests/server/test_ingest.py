@@ -165,7 +165,13 @@ SERVE = {
     "http.request.header.tailscale-user-login": ["ana@example.com"],
     "http.request.header.x-forwarded-for": ["100.64.0.7"],
 }
-ANA_BY_HEADER = {"user": "ana@example.com", "ip": "100.64.0.7", "caller": "person", "identity_source": "serve_header"}
+ANA_BY_HEADER = {
+    "user": "ana@example.com",
+    "ip": "100.64.0.7",
+    "caller": "person",
+    "identity_source": "serve_header",
+    "proven": False,
+}
 NOBODY = {"user": None, "ip": "100.64.0.7", "caller": "unknown", "identity_source": "none"}
 
 

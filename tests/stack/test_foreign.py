@@ -22,8 +22,8 @@ CALLS: tuple[tuple[str, str, dict[str, str], str, int], ...] = (  # method, path
     ("GET", "/prices/8", ANA_HEADERS, NO_PROXY, 200),  # forged
     ("GET", "/nowhere/8", {"X-Forwarded-For": "100.64.0.7, 203.0.113.9"}, PROXY, 404),
 )
-NOBODY: dict[str, Any] = {"user": None, "caller": "unknown", "identity_source": "none"}
-PERSON: dict[str, Any] = {"caller": "person", "identity_source": "serve_header"}
+NOBODY: dict[str, Any] = {"user": None, "caller": "unknown", "identity_source": "none", "proven": True}
+PERSON: dict[str, Any] = {"caller": "person", "identity_source": "serve_header", "proven": False}
 SEEN = [
     {**PERSON, "user": "ana@example.com", "ip": "100.64.0.7"},
     {**PERSON, "user": "leo@example.com", "ip": "100.64.0.8"},
