@@ -9,7 +9,7 @@ line that is read again is never somebody else's twin, and nobody comes back who
 """
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -23,7 +23,9 @@ from tailspan.span import Span
 SECOND: Final = 10**9
 MINUTE: Final = 60 * SECOND
 HOUR: Final = 60 * MINUTE
-APART_NS: Final = 2 * SECOND  # of a line's second and the end of what it tells of: clocks, and a client's slowness
+# of a line's second and the end of what it tells of, for clocks and a client's slowness; the nearest first, so that
+# each finds its own, in whatever order services tell of theirs
+APART_NS: Final = (0, SECOND // 10, SECOND, 2 * SECOND)
 SPREAD_NS: Final = 2**20  # the collector spreads the points of a millisecond over it
 EARLIER_NS: Final = HOUR  # how long a request may take, to be found by what nginx wrote at its end
 ROW: Final = {
@@ -148,17 +150,32 @@ class Candidate(NamedTuple):
 Pairs = list[tuple[Candidate, Candidate]]
 
 
-def pairs(lines: Iterable[Candidate], lives: Iterable[Candidate]) -> Pairs:
-    """Both in order of their ends: each line with the first live span like it that no other line has."""
+def pairs(lines: Iterable[Candidate], lives: Sequence[Candidate]) -> Pairs:
+    """Both in order of their ends: each line with the first live span like it that no other line has.
+
+    Those of one second come first, then those farther and farther apart.
+    """
+    known = {live.alike for live in lives}
+    lines = [line for line in lines if line.alike in known]
+    found: Pairs = []
+    for apart_ns in APART_NS:
+        found += (near := _pairs(lines, lives, apart_ns))
+        paired = {one[:2] for pair in near for one in pair}
+        lines = [line for line in lines if line[:2] not in paired]
+        lives = [live for live in lives if live[:2] not in paired]
+    return found
+
+
+def _pairs(lines: Iterable[Candidate], lives: Iterable[Candidate], apart_ns: int) -> Pairs:
     waiting: defaultdict[Any, deque[Candidate]] = defaultdict(deque)
     for live in lives:
         waiting[live.alike].append(live)
     found = []
     for line in lines:
         queue = waiting.get(line.alike)
-        while queue and queue[0].end_ns < line.end_ns - APART_NS:
+        while queue and queue[0].end_ns < line.end_ns - apart_ns:
             queue.popleft()
-        if queue and queue[0].end_ns <= line.end_ns + SECOND + APART_NS:
+        if queue and queue[0].end_ns <= line.end_ns + SECOND + apart_ns:
             found.append((line, queue.popleft()))
     return found
 

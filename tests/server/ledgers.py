@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
+from itertools import product
 from random import Random
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from tests.server.logs import combined, identified
 from tests.server.spans import NOW_NS, SECOND
 
-APART_NS: Final = 2 * SECOND  # docs/backfill.md: "that ended within two seconds of it"
+# docs/backfill.md: "of its second, else the first within a tenth of a second of that, else within one, else within two"
+APART_NS: Final = (0, SECOND // 10, SECOND, 2 * SECOND)
 TOOK_NS: Final = 42_000_000
 ADDRESSES: Final = ("100.64.0.7", "100.64.0.8")
 PATHS: Final = ("/prices", "/board")
@@ -103,16 +105,17 @@ class Reference:
 
     def _pair(self, lines: dict[tuple[Any, ...], Happened], lives: Iterable[Happened]) -> list[tuple[Any, ...]]:
         """Each line, in order of time, takes the first live request that can be its own and is nobody's."""
-        paired = []
-        for name, line in sorted(lines.items(), key=lambda known: known[1].second_ns):
+        paired: list[tuple[Any, ...]] = []
+        in_order = sorted(lines.items(), key=lambda known: known[1].second_ns)
+        for apart_ns, (name, line) in product(APART_NS, in_order):
             free = [
                 one
                 for one in lives
                 if one.like == line.like
                 and one.number not in self.pairs.values()
-                and line.second_ns - APART_NS <= one.end_ns + one.late_ns <= line.second_ns + SECOND + APART_NS
+                and line.second_ns - apart_ns <= one.end_ns + one.late_ns <= line.second_ns + SECOND + apart_ns
             ]
-            if free:
+            if free and name not in paired:
                 self.pairs[name] = min(free, key=lambda one: one.end_ns + one.late_ns).number
                 paired.append(name)
         return paired

@@ -225,6 +225,16 @@ def test_without_ids_what_comes_later_takes_its_line_too(client: TestClient, tmp
     assert counts(read(client, path, since_ns=0)) == {"lines": 3, "known": 1, "twins": 2}
 
 
+def test_without_ids_what_comes_later_in_another_order_takes_its_own_line(client: TestClient, tmp_path: Path) -> None:
+    """The second request ended just before the second that its line is of."""
+    path = written(tmp_path / "a.log", *(combined(at=f"01/Mar/2026:11:00:0{n} +0000") for n in (1, 4)))
+    read(client, path)
+    attributes = ANA | {"http.route": "/prices", "url.path": "/prices"}
+    for number, end in ((2, 3.99), (1, 1.5)):
+        client.post("/v1/traces", json=export(span(number, attributes, ago=3600 - end, took_ms=0)))
+    assert (requests(client, source="live"), requests(client, source="log")) == (2, 0)
+
+
 def test_who_was_forgotten_does_not_come_back_by_a_log(client: TestClient, tmp_path: Path) -> None:
     client.post("/v1/traces", json=export(live(ID, ago=1)))
     path = written(tmp_path / "a.log", identified(ID), identified(ID + 1))
