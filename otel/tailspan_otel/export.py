@@ -41,12 +41,13 @@ class Outlet:
 
     `dropped` counts the spans that were lost: the queue was full, or the exporter gave up on them. A span that the
     receiver took and then refused is counted by the receiver. The count is logged once a minute while it grows.
+    `waiting` are those that are not sent yet.
     """
 
     def __init__(self, exporter: SpanExporter) -> None:
         self.dropped = 0
         self._lock = threading.Lock()
-        self._waiting = 0
+        self.waiting = 0
         self._given_up = False
         self._logged = (0, 0.0)
         self._room = _setting("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SIZE)
@@ -59,13 +60,13 @@ class Outlet:
     def _forked(self) -> None:
         # the processor, too, forgets in a child what its parent will send
         self._lock = threading.Lock()
-        self._waiting = 0
+        self.waiting = 0
 
     def put(self, span: "ReadableSpan | Unfinished") -> None:
         with self._lock:
-            full = self._waiting >= self._room
+            full = self.waiting >= self._room
             if not full:
-                self._waiting += 1
+                self.waiting += 1
         if full:
             self._lost(1)
         else:
@@ -73,7 +74,7 @@ class Outlet:
 
     def _done(self, count: int, sent: int) -> None:
         with self._lock:
-            self._waiting -= count
+            self.waiting -= count
         if sent < count:
             self._lost(count - sent)
 

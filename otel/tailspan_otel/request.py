@@ -19,6 +19,7 @@ from tailspan_otel.identity import Caller, headers_of, other_end, own_end
 from tailspan_otel.recorder import Recorder
 from tailspan_otel.resolve import Who
 
+FEW: Final = 64  # requests may wait as they came, however long
 MAX_HEADERS: Final = 8192  # bytes that a request waits with as it came
 
 log = logging.getLogger("tailspan")
@@ -121,7 +122,7 @@ class Request:
             return
         self.end_ns = self.start_ns + time.perf_counter_ns() - self._clock
         try:
-            if sum(map(len, self.headers)) + sum(map(len, self.headers.values())) > MAX_HEADERS:
+            if self.recorder.outlet.waiting > FEW:
                 self._shorten()
             self.recorder.heartbeat.open.pop(id(self), None)
             if error is not None:
@@ -135,6 +136,8 @@ class Request:
 
     def _shorten(self) -> None:
         """Keeps of many or long headers what is still to be read: thousands of requests may wait for their sending."""
+        if sum(map(len, self.headers)) + sum(map(len, self.headers.values())) <= MAX_HEADERS:
+            return
         _ = self.caller  # which is read from the whole of them
         self.headers = {key: self.headers[key][:MAX_LENGTH] for key in DESCRIBED & self.headers.keys()}
 
