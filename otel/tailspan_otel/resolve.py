@@ -11,7 +11,8 @@ tailscaled says, and names no tagged node. Where a listing contradicts them, or 
 second ago and does not renew in time, one of the two is wrong, and it may be the older one, since an address finds new
 owners: so neither is believed.
 
-Headers over TCP that nobody confirms are believed, but not proven: what passes them on may be no proxy of Tailscale's.
+Headers over TCP that those who could confirm them do not are believed, but not proven: what passes them on may be no
+proxy of Tailscale's.
 """
 
 from dataclasses import replace
@@ -79,11 +80,13 @@ class Resolve:
         return node if node or self._listing is None else self._listing.get(caller.client)
 
     def _proves(self, caller: Caller, node: Node | None) -> bool:
-        """In userspace mode a tailnet peer reaches loopback ports. Headers that nobody confirms may be the caller's:
+        """In userspace mode a tailnet peer reaches loopback ports. Headers that are not confirmed may be the caller's:
         other proxies pass them on, and Serve those of nginx-auth. But a socket is where Serve itself forwards to."""
         if self._whois.userspace and caller.vouched and not caller.unix:
             return False
-        return caller.login is None or node is not None or (caller.unix and caller.source == "serve_header")
+        if caller.login is None or node is not None:
+            return True
+        return caller.source == "serve_header" and (caller.unix or not (self._whois.answered or self._listing))
 
 
 def _agree(caller: Caller, node: Node) -> bool:

@@ -141,7 +141,6 @@ def test_a_request_becomes_one_span_with_its_caller(kept: Kept) -> None:
         "tailspan.schema": 1,
         "tailspan.caller": "person",
         "tailspan.identity.source": "serve_header",
-        "tailspan.identity.proven": False,
         "user.name": "ana@example.com",
         "user.full_name": "Ana",
         "client.address": "100.64.0.7",

@@ -290,12 +290,12 @@ def test_a_header_over_tcp_of_a_device_that_tailscaled_does_not_know_is_unproven
 
 
 @pytest.mark.parametrize("userspace", [None, False])
-def test_without_tailscaled_and_status_a_header_is_proven_over_the_socket_that_serve_forwards_to_alone(
+def test_where_nobody_is_there_who_could_confirm_it_serves_header_is_taken_as_with_a_tun_device(
     tmp_path: Path, userspace: bool | None
 ) -> None:
     ask = resolver(Whois(str(tmp_path / "nowhere.sock"), userspace=userspace))
     known = ("person", "serve_header", "alice@example.com", None, "100.64.0.2")
-    assert told(ask(PROXY, b"100.64.0.2", tailscale_user_login=ALICE)) == (*known, False, None)
+    assert told(ask(PROXY, b"100.64.0.2", tailscale_user_login=ALICE)) == (*known, True, None)
     assert told(ask(None, b"100.64.0.2", tailscale_user_login=ALICE)) == (*known, True, None)
     assert told(ask(None, b"100.64.0.2", tailscale_user=ALICE))[5] is False  # Serve lets it pass
 

@@ -429,4 +429,4 @@ def test_while_tailscaled_hangs_the_login_and_the_address_stay_and_the_device_is
         ask_all(visitor, {"zoe": (phone, {})})
         receiver.take(1)
     known = {key: value for key, value in ZOE.items() if key not in (name.NODE, name.NODE_ID)}
-    assert identities(receiver, 1) == {"zoe": {**known, name.PROVEN: False, name.GUESS: "iPhone"}}
+    assert identities(receiver, 1) == {"zoe": {**known, name.GUESS: "iPhone"}}
