@@ -264,6 +264,8 @@ def test_each_request_is_there_once_through_rotations_without_telemetry_and_with
         if part != how:
             how = part
             shop.end()
+            if how == "late":
+                there(server, meanwhile, alike(nginx))  # what waits in the relay then would come late, too
             relay.pass_on(late=how == "late")
             shop.serve(None if how == "without" else relay.endpoint)
         until_s, first = time.monotonic() + MINUTES * 60 / ROTATIONS, turn
