@@ -112,6 +112,13 @@ def test_where_no_socket_can_be_made_the_demo_says_so(launch: Launch, tmp_path: 
     assert (code, said, "Set TMPDIR=/tmp" in complaints, list(folder.iterdir())) == (2, "", True, [])
 
 
+def test_without_a_pipeline_in_the_environment_the_demo_says_what_is_missing(launch: Launch) -> None:
+    code, said, complaints = launch("tailspan", "demo", "--influxdb").ended()
+    assert (code, said, "INFLUXDB_V2_URL is not set" in complaints) == (2, "", True)
+    code, said, complaints = launch("tailspan", "demo", "--influxdb", INFLUXDB_V2_URL="http://127.0.0.1:1").ended()
+    assert (code, said, "OTEL_EXPORTER_OTLP_ENDPOINT is not set" in complaints) == (2, "", True)
+
+
 def test_a_killed_demo_takes_its_processes_along(launch: Launch, ports_taken: None, tmp_path: Path) -> None:
     demo = launch("tailspan", "demo", TMPDIR=str(tmp_path))
     introduction(demo)
@@ -163,6 +170,20 @@ def test_the_stand_in_for_tailscaled_answers_as_a_real_one_did(tailscaled: Local
     assert alone == {**json.loads((CAPTURES / "status.json").read_text()), "Peer": None, "User": None}
     for header in ({"Origin": "http://x"}, {"Referer": "http://x/"}, {"Host": "localhost"}):
         assert ask(tmp_path, "status", **header) == (403, text_type, b"invalid localapi request\n")
+
+
+def test_the_stand_in_for_tailscaled_says_nothing_of_who_does_not_wait_for_an_answer(
+    tailscaled: LocalAPI, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tailscaled.miss_s = 0.2
+    with socket.socket(socket.AF_UNIX) as hasty:
+        hasty.connect(str(tmp_path / "tailscaled.sock"))
+        hasty.sendall(b"GET /localapi/v0/whois?addr=100.64.0.99:1 HTTP/1.1\r\nHost: local-tailscaled.sock\r\n\r\n")
+    deadline = time.monotonic() + DEADLINE_S
+    while not tailscaled.asked:
+        assert time.monotonic() < deadline
+    assert ask(tmp_path, "whois?addr=100.64.0.98:1")[0] == 404  # which waits for the same lock
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ The names of some captures are made up: no tailnet has a device that is called l
 """
 
 import json
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
@@ -11,7 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 from urllib.parse import parse_qs, quote, urlsplit
 
 CAPTURES: Final = Path(__file__).with_name("captures")
@@ -121,6 +122,10 @@ class _Server(ThreadingUnixStreamServer):
     api: LocalAPI
     daemon_threads = True
     request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # who asks waits for a quarter of a second only
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -25,6 +25,7 @@ from tailspan.demo.localapi import LocalAPI
 from tailspan.errors import SettingError, TailspanError
 
 LOOK_EVERY_S: Final = 0.25
+PATIENCE_S: Final = 60.0  # a busy machine is no reason to end
 READERS: Final = "you@example.com,ana@example.com"  # Leo sees totals, and nobody's name
 HOSTS: Final = (
     "ana.localhost,leo.localhost,zoe.localhost,eva.localhost,mallory.localhost"  # by these `front` tells who one is
@@ -195,7 +196,7 @@ async def show(visits: Coroutine[Any, Any, None], server: str, seconds: float | 
 
 async def announce(server: str) -> None:
     told: set[str] = set()
-    async with httpx.AsyncClient(base_url=server, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=server, trust_env=False, timeout=PATIENCE_S) as client:
         while True:
             began = time.monotonic()
             for line in await sightings(client):
@@ -207,9 +208,15 @@ async def announce(server: str) -> None:
 
 
 async def sightings(client: httpx.AsyncClient) -> list[str]:
-    """A line for each person who is active, for each caller who is no person, and for forged headers."""
-    active = (await client.get("/analytics/active")).raise_for_status().json()
-    logs = (await client.get("/analytics/access-logs", params={"hours": 1})).raise_for_status().json()["logs"]
+    """A line for each person who is active, for each caller who is no person, and for forged headers.
+
+    Or what the server says instead: a store may be slow for a while.
+    """
+    answers = [await client.get(f"/analytics/{what}") for what in ("active", "access-logs?hours=1")]
+    for answer in answers:
+        if answer.is_error:
+            return [answer.json()["error"]["message"]]
+    active, logs = answers[0].json(), answers[1].json()["logs"]
     others = [log for log in logs if log["user"] is None and log["traffic"] != "internal"]
     forged = sum(service["forged"] for source in active["sources"] for service in source["services"])
     return [

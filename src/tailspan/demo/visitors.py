@@ -22,6 +22,7 @@ HOST: Final = "appsrv.tail-scale.ts.net"
 POLL_S: Final = 3.0  # the page's own two minutes would be long to watch
 GAP_S: Final = (3.0, 20.0)  # people are uneven: even gaps would be polls
 ARRIVAL_S: Final = 0.5
+PATIENCE_S: Final = 60.0  # a busy machine sends nobody away
 LAST_S: Final = 20.0  # until the last one comes, whose names are no good first impression
 ATTACK: Final = "<img src=x onerror=alert(1)>"  # what would run where a name is not escaped
 SEEN: Final = {"card": ATTACK, "variant": ATTACK, "age_ms": 0, "visible_ms": 5_000}
@@ -158,7 +159,7 @@ async def attacker(serve: httpx.AsyncClient, front: str | None) -> None:
     await browser.call("GET", f"/{ATTACK}")
     if front:
         hers = {"Host": "mallory.localhost"}
-        async with httpx.AsyncClient(base_url=front, headers=hers, trust_env=False) as page:
+        async with httpx.AsyncClient(base_url=front, headers=hers, trust_env=False, timeout=PATIENCE_S) as page:
             while (await page.post("/analytics/views", json=ATTACKS)).is_error:  # a server may not know its front yet
                 await asyncio.sleep(GAP_S[0])
 
@@ -169,7 +170,7 @@ async def forger(service: str) -> None:
     if here and sys.platform != "linux":
         return  # elsewhere loopback is 127.0.0.1 alone, which the service takes for Serve
     transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2" if here else None)
-    async with httpx.AsyncClient(transport=transport, base_url=service) as client:
+    async with httpx.AsyncClient(transport=transport, base_url=service, timeout=PATIENCE_S) as client:
         browser = Browser(client, FORGED)
         while True:
             await browser.call("GET", "/insights/savings-tracking")
@@ -183,7 +184,8 @@ async def visit(socket: Path, service: str, front: str | None = None) -> None:
     browsers: without it no cards are seen.
     """
     transport = httpx.AsyncHTTPTransport(uds=str(socket))
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as serve, asyncio.TaskGroup() as all:
+    client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE_S)
+    async with client as serve, asyncio.TaskGroup() as all:
         for visitor in (laptop, phone, traveller, runner, open_tab):
             all.create_task(visitor(serve))
             await asyncio.sleep(ARRIVAL_S)
