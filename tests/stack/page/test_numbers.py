@@ -26,6 +26,7 @@ from tests.stack.page.conftest import Opens
 from tests.stack.page.stage import WIDGET, Stage
 from tests.stack.page.test_card import LOADED
 from tests.stack.page.test_page import DRAWN
+from tests.stack.page.test_phone import VISITS, at_once, is_in_time
 
 SERVICE: Final = "mill"
 ROUTES: Final = ("/grind", "/sacks/{id}", "/prices", "/plan")
@@ -241,3 +242,17 @@ def test_every_number_on_the_card_is_the_definitions(demo: Stage, mill: list[Spa
     assert card["days"] == [number(day["accesses"]) for day in usage["accesses_by_day"]]
     assert card["features"] == [f"{name} {number(count)}" for name, count in features]
     assert card["active"] == []
+
+
+# last: what was asked of InfluxDB before a history arrives is asked again a minute later only
+def test_of_the_demo_as_it_is_started_you_too_are_on_the_card_within_three_seconds(demo: Stage, opens: Opens) -> None:
+    with opens(viewport={"width": 1100, "height": 2400}) as ana:
+        ana.page.goto(demo.url("ana"))
+        ana.page.wait_for_selector(LOADED)
+
+        def visited() -> bool:
+            with opens() as you:
+                opened = at_once(you, f"{demo.front}/dashboard")
+                return is_in_time(demo, ana.page, "you", "You your-laptop · /dashboard", opened)
+
+        assert any(visited() for _ in range(VISITS))

@@ -57,25 +57,26 @@ def deliver_hostile(stage: Stage) -> None:
     ]
     for one in spans:
         one |= {"startTimeUnixNano": str(now_ns), "endTimeUnixNano": str(now_ns + 10**6)}
-    answer = stage.ask.post("/v1/traces", content=protobuf(export(*spans, service="factory")), headers=PROTOBUF)
+    body = protobuf(export(*spans, service="factory"))
+    answer = stage.ask.post(f"{stage.otlp}/v1/traces", content=body, headers=PROTOBUF)
     assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("locale", ["en-US", "es-ES"])
 def test_names_that_attack_are_text_everywhere_and_everybody_can_use_card_and_page(
-    embedded: Stage, opens: Opens, locale: str
+    stage: Stage, opens: Opens, locale: str
 ) -> None:
-    deliver_hostile(embedded)
-    with embedded.of("mallory") as mallory:
+    deliver_hostile(stage)
+    with stage.of("mallory") as mallory:
         assert [mallory.get(path).status_code for path in ("/dashboard", f"/{ATTACK}")] == [200, 404]
         assert mallory.post("/analytics/views", json=ATTACKS).status_code == 204
     scheme: Any = "dark" if locale == "es-ES" else "light"
     with opens(locale=locale, color_scheme=scheme, viewport={"width": 1100, "height": 2000}) as ana:
-        ana.page.goto(embedded.url("ana"))
+        ana.page.goto(stage.url("ana"))
         ana.page.wait_for_selector(LOADED)
         until(lambda: any(BAD in text for text in ana.card()["active"]), "the visitor is not on the card")
         accessible(ana.page, "analytics-widget")
-        ana.page.goto(embedded.url("ana", "/analytics/"))
+        ana.page.goto(stage.url("ana", "/analytics/"))
         ana.page.wait_for_selector(DRAWN)
         for part in ("now", "people", "features", "routes", "cards", "rows"):
             assert BAD in ana.page.locator(f"#{part}").inner_text(), part
