@@ -1,6 +1,7 @@
 """tailspan's own page, and what all of it looks like to people: names that attack, access for everybody, pictures."""
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,6 +100,25 @@ def test_every_number_leads_to_its_requests(embedded: Stage, opens: Opens) -> No
         shown = ana.page.locator("#rows tbody tr")
         assert shown.count() > 0 and all("Ana" in text for text in shown.all_inner_texts())
         assert ana.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_range_of_ones_own_is_asked_for_by_its_dates(embedded: Stage, opens: Opens) -> None:
+    with embedded.of("ana") as ana:
+        assert ana.get("/dashboard").status_code == 200
+    today = datetime.now(UTC).date()
+    with opens() as page:
+        page.page.goto(embedded.url("ana", "/analytics/?lang=en"))
+        page.page.wait_for_selector(DRAWN)
+        for days, there in ((0, True), (-400, False)):
+            start, end = (str(today + timedelta(days=days + more)) for more in (0, 1))
+            page.page.get_by_role("link", name="Custom").click()
+            page.page.locator("#custom [name=start]").fill(start)
+            page.page.locator("#custom [name=end]").fill(end)
+            page.page.locator("#custom button").click()
+            page.page.wait_for_url(f"**start={start}&end={end}*")
+            page.page.wait_for_selector(DRAWN)
+            assert ("ana@example.com" in page.page.locator("#people").inner_text()) is there
+            assert page.page.locator("#ranges [aria-current]").inner_text() == "Custom"
 
 
 def test_who_may_not_read_is_told_so_on_the_page(embedded: Stage, opens: Opens) -> None:
