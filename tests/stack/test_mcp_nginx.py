@@ -120,7 +120,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
             assert sent.status_code == 200
             yield found
         finally:
-            found.nginx.kill()
+            found.nginx.end()  # which takes its workers along
 
 
 @pytest.fixture

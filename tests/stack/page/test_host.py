@@ -67,7 +67,7 @@ def behind_nginx(stage: Stage, folder: Path) -> Iterator[Host]:
         engine.start()
         yield Host(port, folder / "static" / "index.html")
     finally:
-        engine.kill()
+        engine.end()  # which takes its workers along
 
 
 def test_two_tags_and_one_location_are_all_that_a_dashboard_behind_nginx_needs(
