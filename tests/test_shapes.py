@@ -22,7 +22,7 @@ from tailspan.demo.visitors import ANA, EVA, FORGED, LEO, RUNNER, ZOE, Browser
 from tests.conftest import launching
 
 Json = dict[str, Any]
-GAP_S: Final = 1.1  # of the polling tab: even gaps are what makes it one, and five are longer than a page's load
+GAP_S: Final = 2.2  # of the polling tab: even gaps are what makes it one; two are shorter than a page's load
 DASHBOARD: Final = "/dashboard"
 FORECAST: Final = "/predict/prices/weekly"
 OPTIMISE: Final = "/optimize/production/daily"
