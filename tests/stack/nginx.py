@@ -24,7 +24,10 @@ class Nginx(Engine):
         self.folder = folder
         self.access_log = folder / "logs" / "access.log"
         self.pid_file = folder / "nginx.pid"
-        self.url = f"http://127.0.0.1:{free_port()}"
+        proxy = (folder / "tailspan" / "proxy.conf").read_text().splitlines()
+        behind_serve = "\n".join(line for line in proxy if "Tailscale-" not in line)  # as serve.conf says
+        (folder / "tailspan" / "proxy-behind-serve.conf").write_text(behind_serve)
+        self.url, self.behind_serve = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
         (folder / "nginx.conf").write_text(self._config(upstreams, form))
         super().__init__(
             *(program("nginx", "nginx"), "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"),
@@ -56,13 +59,28 @@ class Nginx(Engine):
                     listen {self.url.removeprefix("http://")};
                     location = /nginx-lives {{ access_log off; return 200; }}
                     location = / {{ return 302 /board; }}
-                    location /refused {{ return 403; }}
+                    location = /kept {{ default_type text/html; return 200 kept; }}
+                    location /refused {{ add_header X-Uri $uri always; return 403; }}
+                    location = /guarded {{ auth_request /auth; alias {self.folder}/nginx.conf; }}
+                    location = /auth {{
+                        internal;
+                        include {self.folder}/tailspan/subrequest.conf;
+                        proxy_pass http://service/items/1;
+                    }}
                     location / {{
                         include {self.folder}/tailspan/proxy.conf;
                         proxy_next_upstream error timeout http_503;
                         proxy_pass http://service;
                     }}
                     include {self.folder}/tailspan/analytics.conf;
+                }}
+                server {{
+                    listen {self.behind_serve.removeprefix("http://")};
+                    include {self.folder}/tailspan/serve.conf;
+                    location / {{
+                        include {self.folder}/tailspan/proxy-behind-serve.conf;
+                        proxy_pass http://service;
+                    }}
                 }}
             }}"""
 
