@@ -6,7 +6,6 @@ page, poll, api. Whoever makes a span calls this: the middleware, and whatever r
 
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
@@ -29,6 +28,7 @@ SESSION_NS: Final = 30 * 60 * 10**9
 EVENNESS: Final = 0.10
 MAX_CALLERS: Final = 1000
 MAX_ROUTES: Final = 64
+NEVER: Final = (0, 0, 0)  # 1970: no request began then
 
 _IDENTIFIER = re.compile(
     r"[0-9]+|[0-9a-f]{16,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
@@ -99,7 +99,7 @@ class _Caller:
 
     def __init__(self) -> None:
         self.last_ns = 0
-        self.routes: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # the starts of the last three calls
+        self.routes: dict[str, tuple[int, int, int]] = {}  # the starts of the last three calls; the oldest route first
 
 
 class Rhythm:
@@ -111,7 +111,7 @@ class Rhythm:
     """
 
     def __init__(self) -> None:
-        self._callers: OrderedDict[str, _Caller] = OrderedDict()
+        self._callers: dict[str, _Caller] = {}  # the longest unseen first
         self._lock = threading.Lock()
 
     def page(self, caller: str, start_ns: int) -> None:
@@ -131,25 +131,25 @@ class Rhythm:
             rested = start_ns - seen.last_ns >= SESSION_NS
             if start_ns > seen.last_ns:
                 seen.last_ns = start_ns
-            before = seen.routes.pop(route, ())
-            seen.routes[route] = (*before[-2:], start_ns)
+            first, second, third = seen.routes.pop(route, NEVER)
+            seen.routes[route] = second, third, start_ns
             if len(seen.routes) > MAX_ROUTES:
-                seen.routes.popitem(last=False)
-        return not rested and len(before) == 3 and _even(*before, start_ns, resolution_ns / EVENNESS)
+                del seen.routes[next(iter(seen.routes))]
+        gap, gap_before = start_ns - third, third - second
+        if gap > 2 * gap_before or gap_before > 2 * gap:  # most are far from even, and cost no more than this
+            return False
+        return first > 0 and not rested and _even(second - first, gap_before, gap, resolution_ns / EVENNESS)
 
     def _caller(self, caller: str) -> _Caller:
-        seen = self._callers.get(caller)
-        if seen is None:
-            seen = self._callers[caller] = _Caller()
-            if len(self._callers) > MAX_CALLERS:
-                self._callers.popitem(last=False)
-        else:
-            self._callers.move_to_end(caller)
+        seen = self._callers.pop(caller, None)
+        seen = self._callers[caller] = seen or _Caller()
+        if len(self._callers) > MAX_CALLERS:
+            del self._callers[next(iter(self._callers))]
         return seen
 
 
-def _even(first: int, second: int, third: int, fourth: int, shortest: float) -> bool:
-    least, median, most = sorted((second - first, third - second, fourth - third))
+def _even(gap: int, next_gap: int, last_gap: int, shortest: float) -> bool:
+    least, median, most = sorted((gap, next_gap, last_gap))
     return (
         median > 0 and median >= shortest and median - least <= EVENNESS * median and most - median <= EVENNESS * median
     )

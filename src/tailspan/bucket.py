@@ -94,9 +94,9 @@ class Bucket:
     def _refusal(self, problem: ApiException) -> StoreError:
         org, bucket = self.settings.org, self.settings.bucket
         said = str(getattr(problem, "message", None) or problem.reason)
-        fix = "Make both: tailspan setup influxdb."
+        fix = "Make both: tailspan setup influxdb"
         if problem.status in (401, 403):
-            return TokenError(f"InfluxDB refuses INFLUXDB_V2_TOKEN: {said}.", fix="Make one: tailspan setup influxdb.")
+            return TokenError(f"InfluxDB refuses INFLUXDB_V2_TOKEN: {said}.", fix="Make one: tailspan setup influxdb")
         if problem.status == 404:
             return BucketError(
                 f"InfluxDB has no bucket {bucket!r} in {org!r} that the token may read: {said}.", value=bucket, fix=fix

@@ -65,7 +65,7 @@ def _request(span: Span) -> OtlpSpan:
         name=_name(span),
         kind=OtlpSpan.SPAN_KIND_SERVER if span.kind == "request" else OtlpSpan.SPAN_KIND_INTERNAL,
         start_time_unix_nano=span.start_ns,
-        end_time_unix_nano=span.start_ns + (span.duration_ns or 0),
+        end_time_unix_nano=span.end_ns,
         attributes=_pairs(
             {
                 names.KIND: span.kind,
@@ -83,9 +83,12 @@ def _request(span: Span) -> OtlpSpan:
                 names.ADDRESS: span.address,
                 names.GUESS: span.guess,
                 names.IDENTITY_SOURCE: span.identity_source,
+                names.CLAIM: span.claim,
                 names.PROVEN: None if span.proven else False,
                 names.CALLER: span.caller,
                 names.TRAFFIC: span.traffic,
+                names.POLL: span.polled or None,
+                names.BY_PROXY: span.by_proxy or None,
                 names.PAGE: span.page,
                 names.PATH: span.path,
                 names.CLIENT_ADDRESS: span.client_address,

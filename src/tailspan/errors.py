@@ -17,6 +17,8 @@
     ├── MissingError         404  there is no such device
     ├── TailnetError         503  a list of the tailnet's devices cannot be had
     ├── LogError                  a log that cannot be read
+    │   ├── CutError             a packed one whose end is missing or broken
+    │   └── OtherServiceError    one that was read as another service's
     └── StoreError           503  the store cannot answer
         ├── LockedError      another process holds the file
         ├── ServerError      InfluxDB is away
@@ -127,6 +129,14 @@ class UnsentError(TailspanError):
 
 class LogError(TailspanError):
     code = "log_unreadable"
+
+
+class CutError(LogError):
+    code = "log_cut_off"
+
+
+class OtherServiceError(LogError):
+    code = "log_of_another_service"
 
 
 class MissingError(TailspanError):

@@ -11,7 +11,7 @@ Tags are compared with `==` and `exists` alone, joined by `and` and `or`: these 
 parameters, names come from the tables here.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from tailspan.meaning import LOOK_BACK
@@ -85,13 +85,6 @@ class Part(NamedTuple):
         return self.streams[0].column == "count"
 
 
-class Condition(NamedTuple):
-    """Flux on the tags of `r`, and the Flux of what it leaves."""
-
-    holds: str
-    otherwise: str
-
-
 def any_of(name: str, *values: str) -> str:
     """Of values that are constants here."""
     return f"({' or '.join(f'{_tag(name)} == {_quoted(value)}' for value in values)})"
@@ -113,9 +106,29 @@ def _unknown(name: str) -> str:
     return f"(not exists {_tag(name)})"
 
 
+class Condition(NamedTuple):
+    """Flux on the tags of `r`, and the Flux of what it leaves."""
+
+    holds: str
+    otherwise: str
+
+
 NAMED: Final = any_of("kind", "request", "view")
 REQUESTS: Final = any_of("kind", "request")
-PERSONAL: Final = any_of("caller", "person", "shared", "unknown")  # who is unknown may be a person by address
+# a log's line that names somebody: whom, its attributes tell
+CLAIMED: Final = Condition(
+    f"({any_of('source', 'log')} and {any_of('identity_source', 'serve_header', 'nginx_auth')})",
+    f"({any_of('source', 'live', 'page')} or {_unknown('source')} or {_unknown('identity_source')} "
+    f"or {any_of('identity_source', 'whois', 'status', 'device_list', 'none')})",
+)
+# a log's call: whether its rhythm is a poll's, its attributes tell
+LOGGED: Final = Condition(
+    f"({any_of('source', 'log')} and {any_of('traffic', 'api')})",
+    f"({any_of('source', 'live', 'page')} or {_unknown('source')} or {_unknown('traffic')} "
+    f"or {any_of('traffic', 'agent', 'internal', 'health', 'asset', 'page', 'poll')})",
+)
+# who is unknown may be a person by address, and whom a line names anybody
+PERSONAL: Final = f"({any_of('caller', 'person', 'shared', 'unknown')} or {CLAIMED.holds})"
 ACTIVE: Final = f"{PERSONAL} and ({any_of('traffic', 'page', 'api')} or {any_of('kind', 'view')})"
 POLLING: Final = f"{PERSONAL} and {REQUESTS} and {any_of('traffic', 'poll')}"
 BY_ADDRESS: Final = Condition(
@@ -125,11 +138,18 @@ BY_ADDRESS: Final = Condition(
 PATHS: Final = Condition(f"({_unknown('route')} and {REQUESTS})", f"({_known('route')} or {any_of('kind', 'view')})")
 VIEWS: Final = Condition(any_of("kind", "view"), REQUESTS)
 UNADDRESSED: Final = Condition(_unknown("address"), _known("address"))
+TOLD: Final = (PATHS, UNADDRESSED, VIEWS, CLAIMED, LOGGED)
 CLIENTS: Final = Condition("(exists r._measurement)", "")  # all of them
 # who tells whose an address is
 HELD: Final = (NAMED, any_of("caller", "person", "tagged", "shared"), *map(_known, ("address", "node_id", "node")))
 CERTAIN: Final = Condition(
     f"{_known('node_id')} and {_known('address')}", f"({_unknown('node_id')} or {_unknown('address')})"
+)
+# the others, in predicates of the delete API, which know no `or`
+UNCLAIMED: Final = (
+    f'"{TAGS["source"]}"="live"',
+    f'"{TAGS["source"]}"="page"',
+    f'"{TAGS["source"]}"="log" AND "{TAGS["identity_source"]}"="none"',
 )
 ENDS: Final = tuple(f"|> window(every: {SLOT}) |> {which}()" for which in ("first", "last"))
 
@@ -155,7 +175,7 @@ def plan(question: Rows | Sessions | Aggregate, history: Iterable[Device]) -> tu
             polls = [Part((_stream("duration_nano", (POLLING, CERTAIN.holds), then),)) for then in ENDS]
             unsure = _Filters(None).points(ATTRIBUTES, POLLING, CERTAIN.otherwise)
             return early, [*_activity(looked_at), unsure, *polls]
-        return early, _points(_Filters(None), [PATHS, UNADDRESSED, VIEWS] if not looked_at else [CLIENTS], NAMED)
+        return early, _points(_Filters(None), TOLD if not looked_at else [CLIENTS], NAMED)
     filters, apart = _Filters(question, history), _apart(question)
     if summable(question):
         sums = filters.sums(question, NAMED, BY_ADDRESS.otherwise, *(one.otherwise for one in apart))
@@ -166,7 +186,7 @@ def plan(question: Rows | Sessions | Aggregate, history: Iterable[Device]) -> tu
 
 def _activity(looked_at: bool) -> list[Part]:
     """All pages, calls and views of people; `looked_at`: and what is known of their clients."""
-    return _points(_Filters(None), [CLIENTS] if looked_at else [PATHS, UNADDRESSED, VIEWS], ACTIVE)
+    return _points(_Filters(None), [CLIENTS] if looked_at else TOLD, ACTIVE)
 
 
 def _of_people(question: Aggregate) -> bool:
@@ -188,7 +208,7 @@ def heartbeats() -> Part:
 def of_login(login: str) -> Part:
     """All points that are theirs, or may be by address."""
     named = f"({_unknown('login')} and {_known('address')} and {any_of('caller', 'unknown')})"
-    return _Filters(None).only("login", [login], named).points(EVERYTHING, NAMED)
+    return _Filters(None).only("login", [login], named, CLAIMED.holds).points(EVERYTHING, NAMED)
 
 
 def forgetting(login: str, history: Iterable[Device]) -> Iterator[tuple[str, Range]]:
@@ -202,7 +222,36 @@ def forgetting(login: str, history: Iterable[Device]) -> Iterator[tuple[str, Ran
             until_ns = min(device.to_ns or ALL_TIME.end_ns, following.from_ns if following else ALL_TIME.end_ns)
             if device.login == login and until_ns > device.from_ns:
                 predicate = f'"{TAGS["address"]}"={_literal(address)} AND "{TAGS["caller"]}"="unknown"'
-                yield predicate, Range(device.from_ns, until_ns)
+                for which in UNCLAIMED:
+                    yield f"{predicate} AND {which}", Range(device.from_ns, until_ns)
+
+
+def claimed() -> Part:
+    """All lines of logs that name somebody."""
+    return _Filters(None).points(ATTRIBUTES, NAMED, CLAIMED.holds)
+
+
+def claiming(header: str) -> str:
+    """The delete API's predicate of those that do so by this header."""
+    return f'"{TAGS["source"]}"="log" AND "{TAGS["identity_source"]}"={_literal(header)}'
+
+
+def logged(service: str) -> Stream:
+    """How many requests of that service a log alone tells of."""
+    of_it = _Filters(None).only("service", [service])
+    terms = (REQUESTS, any_of("source", "log"), *of_it.terms)
+    return _stream("count", terms, f"{TOGETHER} |> count()", of_it.values, columns=())
+
+
+def of_log(service: str) -> str:
+    """The delete API's predicate of these."""
+    return f'"{TAGS["source"]}"="log" AND "{TAGS["service"]}"={_literal(service)}'
+
+
+def live_of(service: str) -> Part:
+    """Which requests that service told of itself."""
+    told = f"({any_of('source', 'live')} or {_unknown('source')})"
+    return _Filters(None).only("service", [service]).points(("trace_state",), REQUESTS, told)
 
 
 def _literal(text: str) -> str:
@@ -226,6 +275,12 @@ def counted() -> Part:
 def requests() -> Part:
     """All of them, as points."""
     return _Filters(None).points(EVERYTHING, REQUESTS)
+
+
+def longer(than_ns: int) -> Stream:
+    """How long those requests took, or were open, that took longer; not of a log."""
+    told = f"({any_of('source', 'live')} or {_unknown('source')})"
+    return _stream("duration_nano", (REQUESTS, told, f"r._value > {than_ns}"), "", columns=("source",))
 
 
 def hourly() -> Stream:
@@ -260,14 +315,16 @@ def summable(question: Rows | Sessions | Aggregate) -> bool:
 
 
 def earliest(question: Question) -> list[Part]:
-    """What `first_seen` needs: the first activity of each series, and every activity of those known by address.
+    """What `first_seen` needs: the first activity of each series; every one of those known by address, and of logs.
 
     All of it where the settings look at clients, of whom a series says nothing.
     """
     if CLIENTS in _apart(question):
         return [_Filters(None).points(ATTRIBUTES, ACTIVE)]
-    first = _stream("duration_nano", (ACTIVE, BY_ADDRESS.otherwise), "|> first()")
-    return [Part((first,)), _Filters(None).points(("duration_nano",), ACTIVE, BY_ADDRESS.holds)]
+    plain = (ACTIVE, CLAIMED.otherwise, LOGGED.otherwise)
+    first = _stream("duration_nano", (*plain, BY_ADDRESS.otherwise), "|> first()")
+    told = _Filters(None).points(ATTRIBUTES, ACTIVE, f"({CLAIMED.holds} or {LOGGED.holds})")
+    return [Part((first,)), _Filters(None).points(("duration_nano",), *plain, BY_ADDRESS.holds), told]
 
 
 def _names(question: Question) -> set[str]:
@@ -280,10 +337,15 @@ def _apart(question: Question) -> list[Condition]:
     if any(checker.address or checker.user_agent for checker in question.labels.checkers):
         return [CLIENTS]
     names = _names(question)
-    return [PATHS] * bool(names & {"endpoint", "feature"}) + [VIEWS] * ("visible_ms" in names)
+    return [
+        *[PATHS] * bool(names & {"endpoint", "feature"}),
+        *[VIEWS] * ("visible_ms" in names),
+        *[CLAIMED] * bool(question.labels.trusted_logs),
+        *[LOGGED] * ("traffic" in names),
+    ]
 
 
-def _points(filters: "_Filters", apart: list[Condition], *where: str) -> list[Part]:
+def _points(filters: "_Filters", apart: Sequence[Condition], *where: str) -> list[Part]:
     """The durations, and where more must be known the attributes."""
     if not apart:
         return [filters.points(("duration_nano",), *where)]
@@ -300,6 +362,8 @@ def _columns(question: Aggregate) -> list[str]:
     found = {"kind", "caller", "login", "node_id", "address"}  # who is a person, and settled
     for name in names:
         found.update(MADE_OF.get(name, (name,)))
+    if names & {"traffic", "identity_source"}:
+        found |= {"source", "identity_source"}  # what a claim says that nobody believes
     if "traffic" in names:
         found |= {"route"} if question.labels.polls else set()
         found |= {"node", "node_id", "login", "source"} if question.labels.checkers else set()
@@ -320,12 +384,13 @@ class _Filters:
             elif name == "user":
                 self.only("login", wanted, _unknown("login"))
             elif name == "caller":
-                self.only("caller", (*wanted, "unknown"))
+                self.only("caller", (*wanted, "unknown"), CLAIMED.holds)
             elif name == "device":
                 ids = {device.node_id for device in history if device.node in wanted}
                 self.only("node_id", {*wanted, *ids}, _unknown("node_id"), *self._equal("node", wanted))
             elif name == "traffic" and not ("health" in wanted and question.labels.checkers):
-                self.only("traffic", {*wanted, "api"} if "poll" in wanted else wanted)
+                others = [CLAIMED.holds] if "internal" in wanted else []
+                self.only("traffic", {*wanted, "api"} if "poll" in wanted else wanted, *others)
         if "person" in question.known:
             self.terms.append(PERSONAL)
 

@@ -43,6 +43,7 @@ class Labels:
     page_features: Mapping[str, str] = field(default_factory=dict)  # page → feature
     polls: tuple[str, ...] = ()  # endpoints whose calls are polls
     checkers: tuple[Checker, ...] = ()  # whose requests are health checks
+    trusted_logs: Mapping[str, str] = field(default_factory=dict)  # service → identity_source that its log may have
     openapi: Mapping[str, str] = field(default_factory=dict)  # service → path or URL of its OpenAPI document
     summaries: Summaries = field(default_factory=dict)  # what those documents say
 
@@ -102,8 +103,9 @@ def parse(text: str, name: str = "settings.toml") -> Labels:
         card_features=where.names(features, "cards", "features.cards"),
         route_features=where.names(features, "routes", "features.routes"),
         page_features=where.names(features, "pages", "features.pages"),
-        polls=where.polls(content),
+        polls=where.texts(content, "polls", 'It is a list of endpoints: ["/status"].'),
         checkers=where.checkers(content),
+        trusted_logs=where.trusted_logs(content),
         openapi=where.documents(content),
     )
 
@@ -115,11 +117,14 @@ TABLES: Final = {
     "cards": "card as recorded = its name",
     "features": "tables routes, pages and cards: what = name of the feature",
     "checkers": "list of tables: whose requests are health checks",
+    "trusted_logs": "service = `TS-User` or `$remote_user`: what no client can write in its log, and so names people",
     "language": "`en` or `es`: of the sentences that the MCP server answers with",
     "services": "tables of services that the MCP server may ask: [mcp.md](mcp.md)",
     "openapi": "service = path (from this file) or URL of its OpenAPI document, in JSON",
 }
+NO_LOGS: Final[Mapping[str, str]] = {}
 LANGUAGES: Final = ("en", "es")
+CLAIMS: Final = {"TS-User": "serve_header", "$remote_user": "nginx_auth"}  # → identity_source of a line with one
 FEATURES: Final = {"routes": "route = feature", "pages": "page = feature", "cards": "card's name = feature"}
 CHECKERS: Final = {
     "address": "tailnet address, or the address the proxy saw",
@@ -171,11 +176,19 @@ class _Where:
         if content.get("language", LANGUAGES[0]) not in LANGUAGES:
             raise self.wrong("language", content["language"], f"It is one of: {', '.join(LANGUAGES)}.")
 
-    def polls(self, content: Mapping[str, Any]) -> tuple[str, ...]:
-        value = content.get("polls", [])
-        if not isinstance(value, list) or not all(isinstance(route, str) for route in value):
-            raise self.wrong("polls", value, 'It is a list of endpoints: ["/status"].')
+    def texts(self, content: Mapping[str, Any], key: str, rule: str) -> tuple[str, ...]:
+        value = content.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise self.wrong(key, value, rule)
         return tuple(value)
+
+    def trusted_logs(self, content: Mapping[str, Any]) -> dict[str, str]:
+        table = self.table(content, "trusted_logs")
+        for service, value in table.items():
+            if not isinstance(value, str) or value not in CLAIMS:
+                rule = f"Each entry of [trusted_logs] is service = {' or '.join(map(repr, CLAIMS))}."
+                raise self.wrong(service, value, rule)
+        return {service: CLAIMS[value] for service, value in table.items()}
 
     def checkers(self, content: Mapping[str, Any]) -> tuple[Checker, ...]:
         entries = content.get("checkers", [])

@@ -26,14 +26,17 @@ HOUR: Final = 60 * MINUTE
 # of a line's second and the end of what it tells of, for clocks and a client's slowness; the nearest first, so that
 # each finds its own, in whatever order services tell of theirs
 APART_NS: Final = (0, SECOND // 10, SECOND, 2 * SECOND)
+ZONES_NS: Final = 26 * HOUR  # no two zones are farther apart
 SPREAD_NS: Final = 2**20  # the collector spreads the points of a millisecond over it
-EARLIER_NS: Final = HOUR  # how long a request may take, to be found by what nginx wrote at its end
+EARLIER_NS: Final = HOUR  # before what nginx wrote at its end: what took longer is looked for by how long it took,
+LONGEST_NS: Final = 48 * HOUR  # and this is the longest
 ROW: Final = {
     "about": "INTEGER",
     "trace_id": "VARCHAR",
     "span_id": "VARCHAR",
     "start_ns": "BIGINT",
     "duration_ns": "BIGINT",
+    "open_ns": "BIGINT",
     "path": "VARCHAR",
 }
 
@@ -52,7 +55,7 @@ TABLES: Final = """
 IDENTIFIED: Final = "span_id = trace_id[1:8]"
 ARRIVED: Final = """
     CREATE OR REPLACE TEMP TABLE line AS
-    SELECT unhex(trace_id) AS trace_id, unhex(span_id) AS span_id, start_ns, duration_ns, path, number
+    SELECT unhex(trace_id) AS trace_id, unhex(span_id) AS span_id, start_ns, duration_ns, open_ns, path, number
     FROM read_csv('{file}', header = false, auto_detect = false, delim = '\t', quote = '', escape = '', nullstr = '',
                   columns = {columns})
     JOIN (SELECT unnest($given) AS about, unnest($numbers) AS number) USING (about)
@@ -63,43 +66,40 @@ SEEN: Final = f"""
 WITNESSED: Final = """
     INSERT INTO witness SELECT DISTINCT unnest($services), unnest($environments), unnest($hours)
     EXCEPT SELECT * FROM witness"""
-# by service and minute: the proxy's requests, those of them that their service told of, and those it should have
-COVERED: Final = f"""
-    SELECT service, environment, start_ns // {MINUTE} * {MINUTE} AS minute_ns, count(DISTINCT trace_id)::BIGINT,
-           count(DISTINCT trace_id) FILTER (source = 'live')::BIGINT,
-           count(*) FILTER (source = 'log' AND traffic IN ('page', 'api', 'poll')
-                            AND (status < 300 OR status >= 500))::BIGINT
-    FROM request JOIN about USING (number)
-    WHERE kind = 'request' AND start_ns >= $start AND start_ns < $end
-      AND (source = 'log' OR parent_id = trace_id[1:8] OR (trace_id, span_id) IN (
-          SELECT (live_trace_id, live_span_id) FROM settled WHERE live_trace_id IS NOT NULL))
-    GROUP BY ALL ORDER BY service, environment NULLS LAST, minute_ns"""
 TOO_OLD: Final = "DELETE FROM line WHERE start_ns < $oldest"
-BOUNDS: Final = "SELECT coalesce(min(start_ns), 0), coalesce(max(start_ns), 0) FROM line"
+# a line whose time tells no offset may have been read in another zone before (ingest/texts.py)
+FLOATING: Final = "span_id[5:8] = unhex('00000000')"
+BOUNDS: Final = f"""
+    SELECT coalesce(min(start_ns), 0), coalesce(max(start_ns), 0), coalesce(bool_or({FLOATING}), false) FROM line"""
+# what a live request may be: begun in that time, or earlier and not over by then
+AROUND: Final = f"""(
+    FROM request WHERE start_ns BETWEEN $early AND $late
+    UNION ALL FROM request WHERE start_ns >= $early - {LONGEST_NS} AND start_ns < $early
+                             AND start_ns + coalesce(duration_ns, open_ns) >= $early)"""
 KNOWN: Final = """
     DELETE FROM line USING (SELECT trace_id, span_id FROM request WHERE start_ns BETWEEN $first AND $last) AS known
     WHERE line.trace_id = known.trace_id AND line.span_id = known.span_id"""
 SETTLED: Final = """
     DELETE FROM line USING settled WHERE line.trace_id = settled.trace_id AND line.span_id = settled.span_id"""
-TWINS: Final = """
-    DELETE FROM line USING (
-        SELECT trace_id, parent_id FROM request WHERE parent_id IS NOT NULL AND start_ns BETWEEN $early AND $late
-    ) AS live
+FORGOTTEN: Final = f"{SETTLED} AND live_trace_id IS NULL"
+TWINS: Final = f"""
+    DELETE FROM line USING (SELECT trace_id, parent_id FROM {AROUND} WHERE parent_id IS NOT NULL) AS live
     WHERE line.trace_id = live.trace_id AND line.span_id = live.parent_id"""
 KEEP: Final = """
-    INSERT INTO request (trace_id, span_id, parent_id, start_ns, duration_ns, path, visible_ms, number)
-    SELECT trace_id, span_id, NULL, start_ns, duration_ns, path, NULL, number FROM line"""
+    INSERT INTO request (trace_id, span_id, parent_id, start_ns, duration_ns, open_ns, path, number)
+    SELECT trace_id, span_id, NULL, start_ns, duration_ns, open_ns, path, number FROM line"""
 # what a line and its live span have in common where no id tells
 ALIKE: Final = "(service, method, status, path, coalesce(address, client_address))"
+PATH: Final = 3  # of ALIKE
 LONELY: Final = f"""
-    SELECT trace_id, span_id, start_ns + coalesce(duration_ns, 0), {ALIKE} AS alike
+    SELECT trace_id, span_id, start_ns + coalesce(duration_ns, open_ns, 0), {ALIKE} AS alike
     FROM {{}} JOIN about USING (number) WHERE source = 'log' AND NOT {IDENTIFIED} AND start_ns BETWEEN $first AND $last
-    ORDER BY 3, 1, 2"""
+      AND path IN (SELECT unnest($paths)) ORDER BY 3, 1, 2"""
 FREE: Final = f"""
-    SELECT trace_id, span_id, start_ns + coalesce(duration_ns, 0), {ALIKE} AS alike
-    FROM request JOIN about USING (number)
+    SELECT trace_id, span_id, start_ns + coalesce(duration_ns, open_ns, 0), {ALIKE} AS alike
+    FROM {AROUND} JOIN about USING (number)
     ANTI JOIN (SELECT live_trace_id AS trace_id, live_span_id AS span_id FROM settled) USING (trace_id, span_id)
-    WHERE source = 'live' AND kind = 'request' AND start_ns BETWEEN $early AND $late ORDER BY 3, 1, 2"""
+    WHERE source = 'live' AND kind = 'request' ORDER BY 3, 1, 2"""
 GO: Final = """
     DELETE FROM {table} USING ({gone}) AS gone
     WHERE {table}.trace_id = gone.trace_id AND {table}.span_id = gone.span_id"""
@@ -115,17 +115,6 @@ TAKEN: Final = """
 SETTLE: Final = """
     INSERT INTO settled SELECT unnest($traces), unnest($spans), unnest($live_traces), unnest($live_spans),
                                unnest($starts)"""
-
-
-class Minute(NamedTuple):
-    """What a proxy saw of a service in a minute."""
-
-    service: str
-    environment: str | None
-    start_ns: int
-    requests: int
-    live: int  # of these, those that the service told of
-    missed: int  # of the others, those that it should have told of: no redirects, refusals and files
 
 
 class Fates(NamedTuple):
@@ -153,7 +142,7 @@ Pairs = list[tuple[Candidate, Candidate]]
 def pairs(lines: Iterable[Candidate], lives: Sequence[Candidate]) -> Pairs:
     """Both in order of their ends: each line with the first live span like it that no other line has.
 
-    Those of one second come first, then those farther and farther apart.
+    Those of its second come first, then those farther and farther apart. A time that is no whole second is exact.
     """
     known = {live.alike for live in lives}
     lines = [line for line in lines if line.alike in known]
@@ -175,7 +164,8 @@ def _pairs(lines: Iterable[Candidate], lives: Iterable[Candidate], apart_ns: int
         queue = waiting.get(line.alike)
         while queue and queue[0].end_ns < line.end_ns - apart_ns:
             queue.popleft()
-        if queue and queue[0].end_ns <= line.end_ns + SECOND + apart_ns:
+        resolution_ns = 0 if line.end_ns % SECOND else SECOND
+        if queue and queue[0].end_ns <= line.end_ns + resolution_ns + apart_ns:
             found.append((line, queue.popleft()))
     return found
 
@@ -203,18 +193,15 @@ def enter(cursor: duckdb.DuckDBPyConnection, arrival: Arrival, oldest_ns: int) -
     cursor.execute(ARRIVED.format(file=str(arrival.file).replace("'", "''"), columns=ROW), given)
     too_old = _count(cursor.execute(TOO_OLD, {"oldest": oldest_ns}))
     cursor.execute(f"CREATE OR REPLACE TEMP TABLE seen AS {SEEN}")
-    first, last = cursor.execute(BOUNDS).fetchall()[0]
-    cursor.execute(KNOWN, {"first": first, "last": last + SPREAD_NS})
+    first, last, floats = cursor.execute(BOUNDS).fetchall()[0]
+    apart_ns = ZONES_NS if floats else 0
+    cursor.execute(KNOWN, {"first": first - apart_ns, "last": last + apart_ns + SPREAD_NS})
+    cursor.execute(FORGOTTEN)
     around = {"early": first - EARLIER_NS, "late": last + EARLIER_NS}
     twins = _count(cursor.execute(SETTLED)) + _count(cursor.execute(TWINS, around))
     twins += settle(cursor, first, last, candidates(cursor.execute(FREE, around)), "line")
     added = _count(cursor.execute("SELECT count(*) FROM line"))
     return Fates(arrival.total, added, arrival.total - added - twins - too_old, twins, too_old)
-
-
-def of_hours(found: Iterable[tuple[Any, ...]], hours: set[tuple[str, str | None, int]]) -> list[Minute]:
-    """Of what COVERED found, that of hours of which a log was read."""
-    return [one for one in map(Minute._make, found) if (one.service, one.environment, one.start_ns // HOUR) in hours]
 
 
 def witnessed(rows: Iterable[tuple[object, ...]]) -> dict[str, list[Any]]:
@@ -229,7 +216,8 @@ def settle(
     lives = list(lives)
     if not lives:
         return 0
-    lonely = cursor.execute(LONELY.format(table), {"first": first_ns, "last": last_ns})
+    paths = list({live.alike[PATH] for live in lives})
+    lonely = cursor.execute(LONELY.format(table), {"first": first_ns, "last": last_ns, "paths": paths})
     found = pairs(candidates(lonely), lives)
     if found:
         columns = {
@@ -251,22 +239,18 @@ def reconcile(cursor: duckdb.DuckDBPyConnection, spans: Iterable[Span]) -> int:
     told = [span for span in lives if span.parent_id]
     if not lives:
         return 0
-    early, late = min(span.start_ns for span in lives) - EARLIER_NS, max(map(_end_ns, lives)) + EARLIER_NS
+    early, late = min(span.start_ns for span in lives) - EARLIER_NS, max(span.end_ns for span in lives) + EARLIER_NS
     pairs_of = {"traces": [span.trace_id for span in told], "parents": [span.parent_id for span in told]}
     gone = _count(cursor.execute(RECONCILED, {**pairs_of, "early": early, "late": late})) if told else 0
     taken = {"traces": [span.trace_id for span in lives], "spans": [span.span_id for span in lives]}
     known = set(cursor.execute(TAKEN, taken).fetchall())
     free = [
-        Candidate(span.trace_id, span.span_id, _end_ns(span), _alike(span))
+        Candidate(span.trace_id, span.span_id, span.end_ns, _alike(span))
         for span in lives
         if (span.trace_id, span.span_id) not in known
     ]
     free.sort(key=lambda one: (one.end_ns, one.trace_id, one.span_id))
     return gone + settle(cursor, early, late, free, "request")
-
-
-def _end_ns(span: Span) -> int:
-    return span.start_ns + (span.duration_ns or 0)
 
 
 def _alike(span: Span) -> tuple[object, ...]:

@@ -38,6 +38,22 @@ SIGHTINGS: Final = """
 # Device.turn, of one address
 TURN: Final = "from_ns, node_id, node, coalesce(login, ''), coalesce(full_name, ''), coalesce(tags, ''), kind, source"
 
+# Whom a log's line names is a claim, which counts where its service's log is trusted in that. Elsewhere it names
+# nobody, and who came from the proxy's own machine is a program.
+STATED: Final = """
+    stated AS (
+        SELECT * REPLACE (
+            CASE WHEN claimed THEN claim END AS claim,
+            CASE WHEN believed THEN claim ELSE login END AS login,
+            CASE WHEN believed THEN 'person' ELSE caller END AS caller,
+            CASE WHEN claimed AND NOT believed THEN 'none' ELSE identity_source END AS identity_source,
+            CASE WHEN claimed AND NOT believed AND caller = 'local' AND traffic <> 'agent' THEN 'internal'
+                 ELSE traffic END AS traffic)
+        FROM (SELECT *, source = 'log' AND login IS NULL
+                        AND identity_source IN ('serve_header', 'nginx_auth') AS claimed,
+                     claimed AND list_contains($trusted_logs, service || chr(9) || identity_source)
+                     AS believed FROM about))"""
+
 # address → whose it was, for all times: entries as they are, and what lies before, between and after them
 STRETCHES: Final = f"""
     entry AS (
@@ -51,17 +67,17 @@ STRETCHES: Final = f"""
         SELECT address, {NEVER}::BIGINT AS from_ns, min(from_ns) AS until_ns FROM entry GROUP BY address),
     present AS (SELECT node_id, arg_max(node, (from_ns, address, node)) AS node FROM device GROUP BY node_id),
     known AS (
-        SELECT about.* EXCLUDE (node_id, node, tags, login, full_name, caller, identity_source),
+        SELECT stated.* EXCLUDE (node_id, node, tags, login, full_name, caller, identity_source, claimed, believed),
                coalesce(stretch.from_ns, {NEVER}) AS from_ns, coalesce(stretch.until_ns, {ALWAYS}) AS until_ns,
-               coalesce(about.node_id, stretch.node_id) AS node_id,
-               CASE WHEN stretch.node_id IS NULL THEN about.node ELSE stretch.node END AS own_node,
-               CASE WHEN stretch.node_id IS NULL THEN about.tags ELSE stretch.tags END AS tags,
-               about.login IS NULL AND about.caller = 'unknown' AND stretch.node_id IS NOT NULL AS named,
-               CASE WHEN named THEN stretch.login ELSE about.login END AS login,
-               CASE WHEN named THEN stretch.full_name ELSE about.full_name END AS full_name,
-               CASE WHEN named THEN stretch.kind ELSE about.caller END AS caller,
-               CASE WHEN named THEN stretch.source ELSE about.identity_source END AS identity_source
-        FROM about LEFT JOIN stretch ON about.node_id IS NULL AND stretch.address = about.address)"""
+               coalesce(stated.node_id, stretch.node_id) AS node_id,
+               CASE WHEN stretch.node_id IS NULL THEN stated.node ELSE stretch.node END AS own_node,
+               CASE WHEN stretch.node_id IS NULL THEN stated.tags ELSE stretch.tags END AS tags,
+               stated.login IS NULL AND stated.caller = 'unknown' AND stretch.node_id IS NOT NULL AS named,
+               CASE WHEN named THEN stretch.login ELSE stated.login END AS login,
+               CASE WHEN named THEN stretch.full_name ELSE stated.full_name END AS full_name,
+               CASE WHEN named THEN stretch.kind ELSE stated.caller END AS caller,
+               CASE WHEN named THEN stretch.source ELSE stated.identity_source END AS identity_source
+        FROM stated LEFT JOIN stretch ON stated.node_id IS NULL AND stretch.address = stated.address)"""
 
 # `tab`: what page loads are told apart by. `sitting`: the same for sessions. A document names `/files/{path:path}`
 # without the converter.
@@ -72,7 +88,8 @@ DESCRIBED: Final = """,
                CASE WHEN traffic IN ('agent', 'internal') THEN traffic
                     WHEN {checker} THEN 'health'
                     WHEN traffic <> 'api' THEN traffic
-                    WHEN list_contains($polls, route) THEN 'poll' ELSE traffic END AS traffic,
+                    WHEN (polled AND source = 'log') OR list_contains($polls, route) THEN 'poll' ELSE traffic
+                    END AS traffic,
                coalesce($pages_to[list_position($pages, page)], page) AS page,
                coalesce($cards_to[list_position($cards, card)], card) AS card
         FROM (SELECT known.*, coalesce(present.node, own_node) AS node FROM known LEFT JOIN present USING (node_id))),
@@ -189,6 +206,7 @@ def describing(table: str, labels: Labels) -> tuple[str, dict[str, Any]]:
     checkers, values = _checkers(labels.checkers)
     values |= {
         "polls": list(labels.polls),
+        "trusted_logs": ["\t".join(trusted) for trusted in labels.trusted_logs.items()],
         "documented_services": [service for service, _, _ in labels.summaries],
         "documented_methods": [method for _, method, _ in labels.summaries],
         "documented_routes": [route for _, _, route in labels.summaries],
@@ -200,7 +218,8 @@ def describing(table: str, labels: Labels) -> tuple[str, dict[str, Any]]:
         **_table("page_features", labels),
     }
     return (
-        f"CREATE OR REPLACE TABLE {table} AS WITH {STRETCHES}{DESCRIBED.format(checker=checkers)} FROM described",
+        f"CREATE OR REPLACE TABLE {table} AS "
+        f"WITH {STATED}, {STRETCHES}{DESCRIBED.format(checker=checkers)} FROM described",
         values,
     )
 

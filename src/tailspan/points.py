@@ -22,16 +22,17 @@ SCHEMA: Final = """
         number UBIGINT NOT NULL, service VARCHAR, environment VARCHAR, method VARCHAR, route VARCHAR, status SMALLINT,
         login VARCHAR, full_name VARCHAR, node VARCHAR, node_id VARCHAR, tags VARCHAR, address VARCHAR, guess VARCHAR,
         source VARCHAR, identity_source VARCHAR, proven BOOLEAN, caller VARCHAR, traffic VARCHAR, page VARCHAR,
-        client_address VARCHAR, user_agent VARCHAR, schema SMALLINT, kind VARCHAR, card VARCHAR, variant VARCHAR);
+        client_address VARCHAR, user_agent VARCHAR, schema SMALLINT, kind VARCHAR, card VARCHAR, variant VARCHAR,
+        claim VARCHAR, polled BOOLEAN, by_proxy BOOLEAN);
     CREATE TABLE kept (
         number_kept INTEGER NOT NULL, number UBIGINT NOT NULL, start_ns BIGINT NOT NULL, duration_ns BIGINT,
-        path VARCHAR, visible_ms BIGINT, trace_id BLOB, span_id BLOB, parent_id BLOB,
+        path VARCHAR, visible_ms BIGINT, open_ns BIGINT, trace_id BLOB, span_id BLOB, parent_id BLOB,
         n BIGINT, timed_n BIGINT, total_ns HUGEINT, longest_ns BIGINT, last_ns BIGINT);
     CREATE TABLE device (
         address VARCHAR NOT NULL, node_id VARCHAR NOT NULL, node VARCHAR NOT NULL, login VARCHAR, full_name VARCHAR,
         tags VARCHAR, kind VARCHAR NOT NULL, source VARCHAR NOT NULL, from_ns BIGINT NOT NULL, to_ns BIGINT)"""
 KEPT: Final = (
-    *("number", "start_ns", "duration_ns", "path", "visible_ms", "trace_id", "span_id", "parent_id"),
+    *("number", "start_ns", "duration_ns", "path", "visible_ms", "open_ns", "trace_id", "span_id", "parent_id"),
     *("n", "timed_n", "total_ns", "longest_ns", "last_ns"),
 )
 
@@ -45,6 +46,9 @@ TOLD: Final = {
     "full_name": _json("user.full_name"),
     "tags": _json("tailscale.tags"),
     "guess": _json("tailspan.device.guess"),
+    "claim": _json("tailspan.identity.claim"),
+    "polled": f"coalesce({_json('tailspan.poll')} = 'true', false)",
+    "by_proxy": f"coalesce({_json('tailspan.by_proxy')} = 'true', false)",
     "proven": f"coalesce({_json('tailspan.identity.proven')}, 'true') <> 'false'",
     "client_address": _json("client.address"),
     "user_agent": _json("user_agent.original"),
@@ -66,6 +70,7 @@ OF_POINT: Final = {
     "duration_ns": "CASE WHEN timed IS DISTINCT FROM 'false' THEN duration_nano::BIGINT END",
     "path": _json("url.path"),
     "visible_ms": f"try_cast({_json('tailspan.visible_ms')} AS BIGINT)",
+    "open_ns": "CASE WHEN timed = 'false' THEN nullif(duration_nano::BIGINT, 0) END",
     "trace_id": "unhex(split_part(trace_state, '-', 1))",
     "span_id": "unhex(split_part(trace_state, '-', 2))",
     "parent_id": "unhex(parent_span_id)",
@@ -80,6 +85,7 @@ OF_SUM: Final = {
     "duration_ns": "NULL::BIGINT",
     "path": "NULL::VARCHAR",
     "visible_ms": "NULL::BIGINT",
+    "open_ns": "NULL::BIGINT",
     "trace_id": "NULL::BLOB",
     "span_id": "NULL::BLOB",
     "parent_id": "NULL::BLOB",

@@ -23,6 +23,7 @@ class Span(NamedTuple):
     duration_ns: int | None  # None where the source knows no response time
     path: str | None  # as requested, without the query string
     visible_ms: int | None  # of a view: how long the card was seen
+    open_ns: int | None  # of a stream or a websocket: how long it was open, which is no response time
 
     # From here on a few combinations repeat: see `about`.
     service: str  # service.name; "unknown_service" where the sender gave none, as OpenTelemetry has it
@@ -49,6 +50,14 @@ class Span(NamedTuple):
     kind: str = "request"  # request | view (a card was seen)
     card: str | None = None  # of a view: which card
     variant: str | None = None  # of a view: in which of its forms
+    claim: str | None = None  # of a log's line: the login it names by identity_source, believed where that is declared
+    polled: bool = False  # of a log's line: by its rhythm a poll, where its traffic is api
+    by_proxy: bool = False  # of a log's line: its proxy asked no service for the answer, and says so
+
+    @property
+    def end_ns(self) -> int:
+        """When it ended, as far as that is known."""
+        return self.start_ns + (self.duration_ns or self.open_ns or 0)
 
     @property
     def about(self) -> tuple[object, ...]:

@@ -118,6 +118,7 @@ FILTERS: Final = {
     "kind": "list_contains(${0}, kind)",
     "status": "list_contains(${0}, status::VARCHAR)",
 }
+THEIRS: Final = "(login = $login OR claim = $login)"  # a line that names somebody is about them, believed or not
 OF_TIME: Final = {"hour_of_day", "weekday", "hour", "day"}
 ORDERED: Final = {"accesses", "deliberate_calls"}  # metrics that need to know what came before
 OF_PATH: Final = {"endpoint", "feature"}
@@ -229,20 +230,30 @@ def session(row: tuple[Any, ...]) -> Session:
 def of_login(login: str, described: str) -> Compiled:
     """The columns of Span of everything with that login, oldest first."""
     source = f"WITH described AS (FROM {described}) SELECT {SPAN} FROM {DESCRIBED_REQUEST}"
-    return Compiled(f"{source} WHERE login = $login ORDER BY start_ns, trace_id, span_id", {"login": login})
+    return Compiled(f"{source} WHERE {THEIRS} ORDER BY start_ns, trace_id, span_id", {"login": login})
 
 
 def settling(login: str, described: str) -> Compiled:
     """Keeps, by ids alone, that the lines of the same are not to come back."""
     theirs = "start_ns, trace_id, unnest([span_id, coalesce(parent_id, span_id)]) AS span_id"
-    source = f"WITH described AS (FROM {described}) SELECT {theirs} FROM {DESCRIBED_REQUEST} WHERE login = $login"
+    source = f"WITH described AS (FROM {described}) SELECT {theirs} FROM {DESCRIBED_REQUEST} WHERE {THEIRS}"
     return Compiled(f"INSERT INTO settled BY NAME {source}", {"login": login})
 
 
 def forgetting(login: str, described: str) -> Compiled:
     """Deletes the same."""
-    theirs = f"WITH described AS (FROM {described}) SELECT request.rowid FROM {DESCRIBED_REQUEST} WHERE login = $login"
+    theirs = f"WITH described AS (FROM {described}) SELECT request.rowid FROM {DESCRIBED_REQUEST} WHERE {THEIRS}"
     return Compiled(f"DELETE FROM request WHERE rowid IN ({theirs})", {"login": login})
+
+
+def claimed(login: str, described: str) -> Compiled:
+    """Of each line that names somebody: by which header, whether it is theirs, and when; in this order."""
+    return Compiled(
+        f"WITH described AS (FROM {described}) SELECT header, {THEIRS}, start_ns FROM {DESCRIBED_REQUEST} "
+        "JOIN (SELECT number, identity_source AS header FROM about) AS stated ON stated.number = request.number "
+        "WHERE source = 'log' AND claim IS NOT NULL ORDER BY header, start_ns",
+        {"login": login},
+    )
 
 
 def _records(

@@ -20,6 +20,7 @@ class Witness:
         self._store = store
         self._clock = clock
         self._days = days
+        self.keeps_places = store.keeps_places
 
     async def receive(self, request: Request) -> Answer:
         """Raises DeliveryError, BusyError."""
@@ -32,16 +33,16 @@ class Witness:
         return self.keep(lines, head.place, dry_run=head.dry_run)
 
     def keep(self, lines: Lines, place: Place | None = None, *, dry_run: bool = False) -> Answer:
-        """Likewise, of lines that were read here."""
+        """Likewise, of lines read here. The place is not kept where some were too old: another run may take them."""
         oldest_ns = nanoseconds(self._clock() - timedelta(days=self._days))
         fates = self._store.add_lines(lines, oldest_ns, dry_run=dry_run)
-        if place and not dry_run:
-            self._store.read(place.file, place.read_to, place.before)
+        if place and not dry_run and not fates.too_old:
+            self._store.read(place.file, place.read_to, place.before, place.service)
         held = {device.address for device in self._store.history()}
         addresses = {about[ADDRESS] for about in lines.abouts.values()}
         return Answer(**fates._asdict(), unresolved=sorted(str(one) for one in addresses - held if one))
 
     def place(self, file: str) -> Place:
         """How far the file of that first line was read; 0 where it was not."""
-        read_to, before = self._store.place(file)
-        return Place(file=file, read_to=read_to, before=before)
+        read_to, before, service = self._store.place(file)
+        return Place(file=file, read_to=read_to, before=before, service=service)

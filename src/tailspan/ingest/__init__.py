@@ -10,7 +10,7 @@ from tailspan_otel import attributes as names
 from tailspan.span import Heartbeat, Span
 
 AHEAD_NS: Final = 600 * 10**9  # how far a service's clock may be ahead of ours
-BROKEN: Final = re.compile("[\x00-\x1f\x7f\ufffd]")
+BROKEN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufffd]")
 SERVER: Final = re.compile("[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")  # before the path of a URL
 
 
@@ -24,10 +24,17 @@ class Delivery:
     rejected: Counter[str] = field(default_factory=Counter)
 
 
+def shown(line: bytes) -> str:
+    """As a person may be shown it, whatever a client wrote: 200 bytes at most, none of which steers a terminal."""
+    text = line[:200].decode("utf-8", "backslashreplace")
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def clean(value: Any) -> str | None:
     """None for what is no text. Else as collector-config.yaml cleans it, where the reasons are.
 
-    That is: a space for each control character and U+FFFD, a slash for each backslash, MAX_LENGTH bytes at most.
+    That is: a space for each character that steers, be it a terminal or the direction of text, and for U+FFFD; a slash
+    for each backslash; MAX_LENGTH bytes at most.
     """
     if not isinstance(value, str):
         return None

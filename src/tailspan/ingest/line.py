@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from tailspan_otel import attributes as names
 from tailspan_otel.identity import decoded, guess, is_tailnet, parse
-from tailspan_otel.traffic import fixed_traffic, is_page, page_of_referer, templated
+from tailspan_otel.traffic import AGENT, fixed_traffic, is_page, page_of_referer, templated
 
 from tailspan.ingest import SERVER, clean
 from tailspan.ingest.nginx import unescaped
@@ -19,24 +19,27 @@ from tailspan.span import ABOUT
 
 # a request of which nothing but the query is to be cut: most are, and take a tenth of the time
 PLAIN: Final = re.compile(
-    rf"({'|'.join(sorted(names.METHODS))}) (/[\w/.~-]{{0,{names.MAX_LENGTH // 4 - 1}}}) HTTP/[\d.]+".encode()
+    rf"({'|'.join(sorted(names.METHODS))}) (?!\S*/[/.])"
+    rf"(/[\w/.~-]{{0,{names.MAX_LENGTH // 4 - 1}}}) HTTP/[\d.]+".encode()
 )
 TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a method (RFC 9110, 5.6.2)
 PAGES: Final = (".html", ".htm", "/")
 DOCUMENTS: Final = ("document", "iframe")
+NO_UPSTREAM: Final = (b"-", b"")  # so nginx writes a variable without a value, with escape=json the latter
 SECOND: Final = 10**9
+LONG: Final = 2048  # bytes of headers, which nobody sends again and again but to fill what is remembered
 HOURS: Final = {b"%02d" % number: number * 3600 for number in range(24)}  # found twice as fast as worked out
 MINUTES: Final = {b"%02d" % number: number * 60 for number in range(60)}
 SECONDS: Final = {b"%02d" % number: number for number in range(61)}
+# those that name somebody, and what would vouch for that: each is what a client wrote, where its proxy lets it
+USERS: Final = {"http_tailscale_user_login": "serve_header", "remote_user": "nginx_auth"}
 # the variables that tell what was asked for, and those that tell the rest but when, how long and which
 ASKED: Final = ("request", "request_method", "request_uri")
 TOLD: Final = (
     *("http_referer", "remote_addr", "status", "host", "http_host", "http_user_agent", "http_accept"),
-    *("http_sec_fetch_dest", "sent_http_content_type"),
+    *("http_sec_fetch_dest", "sent_http_content_type", "upstream_status", *USERS),
 )
-ANSWER: Final = frozenset(TOLD) - {"remote_addr", "status", "http_user_agent"}
-# those that say who, and what vouches for that: each is what a client wrote, where its proxy lets it
-USERS: Final = {"http_tailscale_user_login": "serve_header", "remote_user": "nginx_auth"}
+ANSWER: Final = frozenset(TOLD) - {"remote_addr", "status", "http_user_agent", "upstream_status", *USERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,6 @@ class Origin:
     environment: str | None = None
     hosts: tuple[str, ...] = ()  # what the service is called in URLs, where the lines do not tell
     zone: str = "UTC"  # of times without an offset
-    users: bool = False  # its proxy takes out what clients write as USERS: they are believed
 
 
 class Asked(NamedTuple):
@@ -55,7 +57,7 @@ class Asked(NamedTuple):
 
     method: str
     path: str
-    template: str  # by the {id} rule: what the rest of a line's meaning is made of
+    template: str  # of the path that nginx answers, by the {id} rule: what the rest of a line's meaning is made of
 
 
 class Told(NamedTuple):
@@ -63,7 +65,7 @@ class Told(NamedTuple):
 
     about: tuple[object, ...]
     traffic: str  # page, api, asset, ...: never poll, which a line alone cannot tell
-    client: str  # whom a rhythm would be of
+    caller: str  # whom a rhythm would be of
     timed: bool  # whether how long it took is a response time
 
 
@@ -92,41 +94,65 @@ def asked(values: Mapping[str, bytes]) -> Asked | None:
     if "%" in path:
         path = unquote_to_bytes(path).decode("utf-8", "replace")
     path = clean(path[: names.MAX_LENGTH]) or ""
-    return Asked(method if method in names.METHODS else "_OTHER", path, templated(path))
+    template = clean(templated(_resolved(path))) or ""
+    return Asked(method if method in names.METHODS else "_OTHER", path, template)
+
+
+def _resolved(path: str) -> str:
+    """As nginx does before it looks for a location (ngx_http_core_module, "location"; `merge_slashes` is on): else
+    `/health/../dashboard` is a page that nobody sees."""
+    if "//" not in path and "/." not in path:
+        return path
+    found: list[str] = []
+    segments = path.split("/")
+    for segment in segments:
+        if segment == "..":
+            found = found[:-1]
+        elif segment not in ("", "."):
+            found.append(segment)
+    is_folder = segments[-1] in ("", ".", "..") or not found
+    return "/".join(["", *found, *[""] * is_folder])
 
 
 def told(what: Asked, values: Mapping[str, bytes], origin: Origin) -> Told:
-    """Of those of TOLD, and of USERS where they are believed, that the format has.
+    """Of those of TOLD that the format has. Who called and what for are worked out apart: they combine freely.
 
-    Who called and what for are worked out apart: they combine freely.
+    Whom the line names is a claim: whether it counts, and whether a local caller with one is a person or a program of
+    the machine, is known when a question is answered.
     """
     agent = values.get("http_user_agent", b"")
-    who = _caller(values["remote_addr"], agent)
+    is_long = sum(map(len, values.values())) > LONG
+    caller, answered = (_caller.__wrapped__, _answered.__wrapped__) if is_long else (_caller, _answered)
+    who = caller(values["remote_addr"], agent)
     answer = tuple((name, value) for name, value in values.items() if name in ANSWER)
-    done = _answered(what, int(values["status"]), answer, origin.hosts, agent.startswith(b"Mozilla/"))
-    login, vouching = _user(values)
-    traffic = "internal" if who.kind == "local" and done.traffic != "agent" else done.traffic
+    done = answered(what, int(values["status"]), answer, origin.hosts, agent.startswith(b"Mozilla/"))
+    claim, vouching = _user(values)
+    traffic = "agent" if agent.startswith(AGENT) else done.traffic
+    if who.kind == "local" and claim is None and traffic != "agent":
+        traffic = "internal"
     about = {
         "service": origin.service,
         "environment": origin.environment,
         "method": what.method,
         "route": done.route,
         "status": done.status,
-        "login": login,
         "address": who.address,
         "guess": who.guess,
         "source": "log",
         "identity_source": vouching,
         "proven": True,
-        "caller": "person" if login else who.kind,
+        "caller": who.kind,
         "traffic": traffic,
         "page": done.page,
         "client_address": who.client,
         "user_agent": who.agent,
         "schema": names.SCHEMA_VERSION,
         "kind": "request",
+        "claim": claim,
+        "polled": False,
+        "by_proxy": values.get("upstream_status") in NO_UPSTREAM,
     }
-    return Told(tuple(map(about.get, ABOUT)), traffic, who.client or "", done.timed)
+    return Told(tuple(map(about.get, ABOUT)), traffic, f"{who.client or ''} {claim or ''}", done.timed)
 
 
 class _Caller(NamedTuple):

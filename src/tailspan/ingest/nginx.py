@@ -6,8 +6,9 @@ line fits: what a client writes can look like another line's beginning, but it c
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from tailspan.errors import SettingError
@@ -17,6 +18,10 @@ FORMATS: Final[Mapping[str, str]] = {
     "combined": (
         '$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent "$http_referer" '
         '"$http_user_agent"'
+    ),
+    "main": (  # in nginx.conf of nginx.org's packages, and so of the container image
+        '$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent "$http_referer" '
+        '"$http_user_agent" "$http_x_forwarded_for"'
     ),
     "sidecar": (
         '$remote_addr (via $http_x_forwarded_for) - $remote_user [$time_local] "$request" $status $body_bytes_sent '
@@ -51,14 +56,33 @@ OWN: Final = {
 QUOTED: Final = r'[^"\n]*+'
 QUOTED_JSON: Final = r'[^"\\\n]*+(?:\\.[^"\\\n]*+)*+'
 UNQUOTED: Final = r'[^"\n]*'
+NOBODY: Final = r'-|[^"\n]*'  # likewise, where only one place fits, so that the commonest may be looked for first
+BEFORE_QUOTE: Final = ' [$time_local] "'  # what follows such a place
 READ: Final = frozenset(  # the others are passed over
     (
         *("remote_addr", "remote_user", "request", "request_method", "request_uri", "status", "host", "http_host"),
         *("http_referer", "http_user_agent", "http_accept", "http_sec_fetch_dest", "sent_http_content_type"),
-        *("http_tailscale_user_login", "request_id", "request_time", "msec", "time_iso8601", "time_local"),
+        *("http_tailscale_user_login", "upstream_status", "request_id", "request_time"),
+        *("msec", "time_iso8601", "time_local"),
     )
 )
 TIMES: Final = ("msec", "time_iso8601", "time_local")  # the exact one first
+NEEDED: Final = (
+    ("when ($time_local, $time_iso8601 or $msec)", TIMES),
+    ("what ($request, or $request_method and $request_uri)", ("request", "request_uri")),
+    ("the answer ($status)", ("status",)),
+    ("from where ($remote_addr)", ("remote_addr",)),
+)
+UNSAFE: Final = "The log_format {} has escape=none: a request may hold line ends there, and write others' lines."
+SAFE: Final = "Take escape=json, or leave escape out, and give the log that is written since."
+GIVE: Final = "Give a name, or the path of the file that has the log_format, such as /etc/nginx/nginx.conf."
+# what nginx's settings are made of ("ngx_conf_read_token"): a string, an end, or a bare word
+WORD: Final = re.compile(
+    r"""'(?P<single>(?:[^'\\]|\\.)*)'|"(?P<double>(?:[^"\\]|\\.)*)"|\#[^\n]*|(?P<end>[;{}])"""
+    r"""|(?P<bare>(?:\$\{\w+\}|[^\s;{}'"\#])(?:\$\{\w+\}|[^\s;{}])*)""",
+    re.DOTALL,
+)
+QUOTE: Final = re.compile(r"""\\(["'\\])""")
 VARIABLE: Final = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 ESCAPED: Final = re.compile(rb'\\(?:x([0-9A-Fa-f]{2})|u00([0-9A-Fa-f]{2})|(["\\/])|([nrtbf]))')
 
@@ -69,17 +93,19 @@ class Format:
 
     name: str
     text: str
+    escape: str = "default"  # as log_format says
     variables: tuple[str, ...] = field(init=False)
     pattern: re.Pattern[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
         names: list[str] = []
-        parts, last, json = [], 0, self.text.startswith("{")
+        parts, last, json = [], 0, self.escape == "json" or self.text.startswith("{")
         for found in VARIABLE.finditer(self.text):
             name = found[1] or found[2]
             before, after = self.text[last : found.start()], self.text[found.end() :]
             quoted = self.text[: found.start()].endswith('"') and after.startswith('"')
-            value = OWN.get(name) or ((QUOTED_JSON if json else QUOTED) if quoted else UNQUOTED)
+            free = NOBODY if after.startswith(BEFORE_QUOTE) else UNQUOTED
+            value = OWN.get(name) or ((QUOTED_JSON if json else QUOTED) if quoted else free)
             wanted = name in READ and name not in names
             parts += [re.escape(before), f"({value})" if wanted else f"(?:{value})"]
             names += [name] * wanted
@@ -89,44 +115,80 @@ class Format:
         object.__setattr__(self, "pattern", re.compile(f"^({''.join(parts)})\r?$".encode(), re.MULTILINE))
 
     @property
+    def is_safe(self) -> bool:
+        """Whether nothing that a client sends ends the line."""
+        return self.escape != "none"
+
+    @property
     def time(self) -> str:
         """The variable that tells when."""
         return next(name for name in TIMES if name in self.variables)
 
-    @property
-    def identified(self) -> bool:
-        """Whether each line has the id of its request, which its service was given too."""
-        return "request_id" in self.variables
+
+def own_formats(text: str, setting: str = "--format") -> list[Format]:
+    """Of a `log_format` as it stands in nginx.conf, of its string alone, or of the path of a file that has some.
+
+    Also those that a client may write lines into, so that their lines are known as that: not `is_safe`. Raises
+    SettingError, which names the setting, where there is none that can tell a request, or none but such.
+    """
+    string = f"log_format own {text};" if text.lstrip().startswith("'") else text
+    named = list(_directives(string)) or ([Format("own", text)] if "$" in text else _in_file(text, setting))
+    whole = [form for form in named if not _lacks(form)]
+    if not whole:
+        lacking = "; ".join(_lacks(named[0]))
+        raise SettingError(f"{_is_none(text, setting)} and lacks {lacking}.", value=text, fix=GIVE)
+    if not any(form.is_safe for form in whole):
+        raise SettingError(UNSAFE.format(whole[0].name), value=text, fix=SAFE)
+    return sorted(whole, key=lambda form: not form.is_safe)
 
 
-def own_format(text: str) -> Format:
-    """Of a `log_format` string as it stands in nginx.conf. Raises SettingError where it cannot tell a request."""
-    literal = "".join(re.findall(r"'([^']*)'", text)) if text.lstrip().startswith(("'", "log_format")) else text
-    names = {one or other for one, other in VARIABLE.findall(literal)}
-    lacking = [
-        what
-        for what, any_of in (
-            ("when ($time_local, $time_iso8601 or $msec)", TIMES),
-            ("what ($request, or $request_method and $request_uri)", ("request", "request_uri")),
-            ("the answer ($status)", ("status",)),
-            ("from where ($remote_addr)", ("remote_addr",)),
+def _is_none(text: str, setting: str) -> str:
+    return f"{setting} is {text!r}, which is none of {', '.join(FORMATS)}"
+
+
+def _lacks(form: Format) -> list[str]:
+    names = {one or other for one, other in VARIABLE.findall(form.text)}
+    return [what for what, any_of in NEEDED if names.isdisjoint(any_of)]
+
+
+def _in_file(path: str, setting: str) -> list[Format]:
+    try:
+        named = list(_directives(Path(path).read_text("utf-8", "replace")))
+    except (OSError, ValueError) as problem:
+        told = f"{_is_none(path, setting)}, no log_format, and no file: {problem}."
+        raise SettingError(told, value=path, fix=GIVE) from None
+    if not named:
+        told = (
+            f"{setting} is {path!r}, which has no log_format: nginx writes combined then, or what an included file has."
         )
-        if names.isdisjoint(any_of)
-    ]
-    if lacking:
-        raise SettingError(
-            f"--format is {text!r}, which is none of {', '.join(FORMATS)} and lacks {'; '.join(lacking)}.",
-            value=text,
-            fix="Give a name, or nginx's own log_format string in single quotes.",
-        )
-    return Format("your own format", literal)
+        raise SettingError(told, value=path, fix="Give all files in one: sudo nginx -T > all.conf")
+    return named
 
 
-def chosen(name: str | None) -> list[Format]:
-    """The format of that name, or of that log_format string; without one all that may be found. Raises SettingError."""
+def _directives(conf: str) -> Iterator[Format]:
+    """Each log_format, by nginx's rules for what is quoted."""
+    words: list[str] = []
+    for found in WORD.finditer(conf):
+        quoted, end, bare = found["single"] or found["double"] or "", found["end"], found["bare"]
+        if not end:
+            words += [bare] if bare else [QUOTE.sub(r"\1", quoted)] if quoted else []
+            continue
+        yield from _directive(words)
+        words = []
+    yield from _directive(words)
+
+
+def _directive(words: list[str]) -> Iterator[Format]:
+    if len(words) > 2 and words[0] == "log_format":
+        escape = words[2].removeprefix("escape=") if words[2].startswith("escape=") else ""
+        yield Format(words[1], "".join(words[3 if escape else 2 :]), escape or "default")
+
+
+def chosen(name: str | None, setting: str = "--format") -> list[Format]:
+    """The format of that name, or what `own_formats` has of it; without one all that may be found. Raises likewise."""
     if name is None:
         return [Format(*one) for one in FORMATS.items()]
-    return [Format(name, FORMATS[name]) if name in FORMATS else own_format(name)]
+    return [Format(name, FORMATS[name])] if name in FORMATS else own_formats(name, setting)
 
 
 def detected(lines: Iterable[bytes], formats: Iterable[Format]) -> Format | None:

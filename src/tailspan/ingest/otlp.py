@@ -52,10 +52,14 @@ OLD_NAMES: Final = {
 WANTED: Final = (
     *(names.KIND, names.METHOD, names.ROUTE, names.STATUS, names.LOGIN, names.FULL_NAME, names.NODE, names.NODE_ID),
     *(names.TAGS, names.ADDRESS, names.GUESS, names.SOURCE, names.IDENTITY_SOURCE, names.PROVEN, names.CALLER),
+    *(names.CLAIM, names.POLL, names.BY_PROXY),
     *(names.TRAFFIC, names.PAGE, names.CLIENT_ADDRESS, names.PEER_ADDRESS, names.USER_AGENT, names.SCHEMA),
     *(foreign.LOGIN_HEADER, foreign.FORWARDED_HEADER, foreign.REAL_HEADER, names.CARD, names.VARIANT),
     *(old for new, all_old in OLD_NAMES.items() if new != names.PATH for old in all_old),
 )
+SOURCES: Final = ("live", "log", "page")
+IDENTITY_SOURCES: Final = ("serve_header", "nginx_auth", "whois", "status", "device_list", "none")
+TRAFFIC: Final = ("agent", "internal", "health", "asset", "page", "poll", "api")
 REQUEST: Final = OtlpSpan.SpanKind.SPAN_KIND_SERVER
 
 
@@ -189,9 +193,10 @@ def _read_resource(
             about = known.get(wanted)
             if about is None:
                 about = known[wanted] = (service, environment, *_about(values, fixed, trusts))
-            duration_ns = None if kind and values.get(names.TIMED) is False else end_ns - start_ns
+            is_open = kind is not None and values.get(names.TIMED) is False
+            duration_ns, open_ns = (None, end_ns - start_ns or None) if is_open else (end_ns - start_ns, None)
             visible_ms = _visible(values.get(names.VISIBLE_MS)) if kind == "view" else None
-            delivery.spans.append(Span(*ids, start_ns, duration_ns, path, visible_ms, *about))
+            delivery.spans.append(Span(*ids, start_ns, duration_ns, path, visible_ms, open_ns, *about))
         except Rejection as reason:
             delivery.rejected[str(reason)] += 1
 
@@ -230,16 +235,19 @@ def _about(values: dict[str, Any], fixed: str | None, trusts: Trusts) -> Sequenc
         *(clean(who.get(name)) for name in (names.LOGIN, names.FULL_NAME, names.NODE, names.NODE_ID)),
         _tags(who.get(names.TAGS)),
         *(clean(who.get(name)) for name in (names.ADDRESS, names.GUESS)),
-        clean(who.get(names.SOURCE)) or "live",
-        clean(who.get(names.IDENTITY_SOURCE)) or "none",
+        _one_of(who.get(names.SOURCE), SOURCES) or "live",
+        _one_of(who.get(names.IDENTITY_SOURCE), IDENTITY_SOURCES) or "none",
         who.get(names.PROVEN) is not False,
         clean(who.get(names.CALLER)) or "unknown",
-        clean(who.get(names.TRAFFIC)) or fixed or "api",
+        _one_of(who.get(names.TRAFFIC), TRAFFIC) or fixed or "api",
         clean(who.get(names.PAGE)),
         clean(_first(who, names.CLIENT_ADDRESS)),
         clean(_first(values, names.USER_AGENT)),
         _small(who.get(names.SCHEMA)),
         *(("view", clean(who.get(names.CARD)), clean(who.get(names.VARIANT))) if is_view else ("request", None, None)),
+        clean(who.get(names.CLAIM)),
+        who.get(names.POLL) is True,
+        who.get(names.BY_PROXY) is True,
     )
 
 
@@ -286,6 +294,10 @@ def _path(values: dict[str, Any]) -> str | None:
     if (server := SERVER.match(path)) is not None:
         path = path[server.end() :]
     return clean(path.partition("?")[0].partition("#")[0])
+
+
+def _one_of(value: Any, known: Sequence[str]) -> str | None:
+    return value if value in known else None
 
 
 def _tags(value: Any) -> str | None:

@@ -1,12 +1,14 @@
 """Where answers come from: the seam that every store fills."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, overload
 
+from tailspan.covered import Covered
 from tailspan.errors import Trouble
 from tailspan.ingest.lines import Lines
-from tailspan.ledger import Fates, Minute
+from tailspan.labels import NO_LOGS
+from tailspan.ledger import Fates
 from tailspan.query import Aggregate, Groups, Rows, Session, Sessions
 from tailspan.span import Device, Heartbeat, Span
 
@@ -48,6 +50,10 @@ class Store(Protocol):
     @property
     def name(self) -> Literal["duckdb", "influxdb"]: ...
     @property
+    def keeps_places(self) -> bool:
+        """Whether it knows how far a log was read: what cannot tell whether it lost something does not."""
+
+    @property
     def took_ms(self) -> list[float]:
         """How long InfluxDB took, for the newest 100 of what it was asked; empty where there is none."""
 
@@ -72,11 +78,17 @@ class Store(Protocol):
     def heartbeats(self, before_ns: int) -> list[Heartbeat]:
         """All that began before then. Raises StoreError."""
 
-    def export(self, login: str) -> Iterator[Span]:
-        """Everything kept of that login, oldest first. Raises StoreError."""
+    def export(self, login: str, trusted_logs: Mapping[str, str] = NO_LOGS) -> Iterator[Span]:
+        """Everything kept of that login, and what claims it; oldest first. Raises StoreError."""
 
-    def forget(self, login: str) -> int:
+    def forget(self, login: str, trusted_logs: Mapping[str, str] = NO_LOGS) -> int:
         """Deletes everything kept of that login, and counts the requests and views of that. Raises StoreError."""
+
+    def remove_log(self, service: str) -> int:
+        """Deletes the requests of that service that only a log told of, and counts them; how far logs were read, too.
+
+        Raises StoreError.
+        """
 
     def add_lines(self, lines: Lines, oldest_ns: int, *, dry_run: bool = False) -> Fates:
         """Keeps the requests of a log that nobody told of yet; of a dry run only says what it would.
@@ -84,11 +96,8 @@ class Store(Protocol):
         `oldest_ns`: when the oldest requests began that are kept. Raises StoreError.
         """
 
-    def coverage(self, start_ns: int, end_ns: int) -> list[Minute]:
-        """What proxies saw, and services told of it, by service and minute, of the hours that a log was read of.
-
-        Raises StoreError.
-        """
+    def coverage(self, start_ns: int, end_ns: int) -> Covered:
+        """What proxies saw, and services told of it, of the hours that a log was read of. Raises StoreError."""
 
     def reconcile(self, now_ns: int) -> int:
         """Removes lines whose services told of them since, and counts those; none where it is done as spans come.
@@ -96,10 +105,10 @@ class Store(Protocol):
         Raises StoreError.
         """
 
-    def place(self, file: str) -> tuple[int, str]:
-        """How far the file of that first line was read, and what stands before; 0 where it was not."""
+    def place(self, file: str) -> tuple[int, str, str | None]:
+        """How far the file of that first line was read, what stands before, and as whose; 0 where it was not."""
 
-    def read(self, file: str, read_to: int, before: str) -> None:
+    def read(self, file: str, read_to: int, before: str, service: str | None) -> None:
         """Remembers it. Raises StoreError."""
 
     def close(self) -> None:

@@ -5,8 +5,7 @@ There is no primary key on requests: at two million rows it costs three times th
 delivered before is found by an anti-join over the delivery's own stretch of time.
 """
 
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,67 +14,22 @@ from typing import Any, Final, overload
 import duckdb
 
 from tailspan import ledger, sql
-from tailspan.errors import BusyError, LockedError, StoreError
+from tailspan.covered import NOTHING, Covered, covered
+from tailspan.errors import StoreError
 from tailspan.ingest.lines import Lines
-from tailspan.labels import Labels
+from tailspan.labels import NO_LOGS, Labels
 from tailspan.meaning import DESCRIBED_TABLE as DESCRIBED
-from tailspan.meaning import SIGHTINGS, Described
+from tailspan.meaning import Described
 from tailspan.percentiles import PERCENTS
 from tailspan.query import Aggregate, Groups, Rows, Session, Sessions
 from tailspan.span import ABOUT, OWN, OWN_SERVICE, Device, Heartbeat, Span, by_kind
-from tailspan.store import EMPTY, SILENT, State, closing, services
+from tailspan.store import EMPTY, SILENT, State, services
+from tailspan.store.file import HISTORY, File, one
 
 Identity = tuple[str | None, ...]  # node_id, node, login, tags
 HOLDING: Final = ("person", "tagged", "shared")  # callers who are a device of their own
 ALWAYS: Final = 2**63 - 1
 DAY_NS: Final = 24 * 3600 * 10**9
-OPTIONS: Final[dict[str, str | bool | int | float | list[str]]] = {
-    "memory_limit": "128MB",  # the rest of the process needs as much again
-    "threads": 2,
-    "preserve_insertion_order": False,  # every list says its order
-    "autoinstall_known_extensions": False,  # nothing is ever downloaded
-    "autoload_known_extensions": False,
-}
-
-# A few combinations of caller, route and answer make up nearly all requests: each is one row of `about`, and a request
-# has its number. That is a third of the time to write and half the disk. Two rows may be alike; nothing depends on it.
-MIGRATIONS: Final = (
-    """
-    CREATE TABLE about (
-        number INTEGER NOT NULL, service VARCHAR NOT NULL, environment VARCHAR,
-        method VARCHAR NOT NULL, route VARCHAR, status SMALLINT,
-        login VARCHAR, full_name VARCHAR, node VARCHAR, node_id VARCHAR, tags VARCHAR, address VARCHAR, guess VARCHAR,
-        source VARCHAR NOT NULL, identity_source VARCHAR NOT NULL, proven BOOLEAN NOT NULL, caller VARCHAR NOT NULL,
-        traffic VARCHAR NOT NULL, page VARCHAR, client_address VARCHAR, user_agent VARCHAR, schema SMALLINT NOT NULL
-    );
-    CREATE TABLE request (
-        trace_id BLOB NOT NULL, span_id BLOB NOT NULL, parent_id BLOB,
-        start_ns BIGINT NOT NULL, duration_ns BIGINT, path VARCHAR, number INTEGER NOT NULL
-    );
-    CREATE VIEW span AS FROM request JOIN about USING (number);
-    CREATE TABLE heartbeat (
-        trace_id BLOB, span_id BLOB, start_ns BIGINT NOT NULL, end_ns BIGINT NOT NULL,
-        service VARCHAR NOT NULL, environment VARCHAR, stopped BOOLEAN NOT NULL,
-        forged BIGINT NOT NULL, unproven BIGINT NOT NULL, dropped BIGINT NOT NULL, open_requests BIGINT NOT NULL,
-        PRIMARY KEY (trace_id, span_id)
-    );
-    """,
-    """
-    ALTER TABLE request ADD COLUMN visible_ms BIGINT;
-    ALTER TABLE about ADD COLUMN kind VARCHAR DEFAULT 'request';
-    ALTER TABLE about ADD COLUMN card VARCHAR;
-    ALTER TABLE about ADD COLUMN variant VARCHAR;
-    CREATE OR REPLACE VIEW span AS FROM request JOIN about USING (number);
-    CREATE TABLE device (
-        address VARCHAR NOT NULL, node_id VARCHAR NOT NULL, node VARCHAR NOT NULL, login VARCHAR, full_name VARCHAR,
-        tags VARCHAR, kind VARCHAR NOT NULL, source VARCHAR NOT NULL, from_ns BIGINT NOT NULL, to_ns BIGINT,
-        seen BOOLEAN NOT NULL
-    );
-    """,
-    "ALTER TABLE heartbeat ADD COLUMN forged_kinds VARCHAR;",
-    ledger.TABLES,
-)
-WITH_HISTORY: Final = 2  # the migration that brought `device`
 MAX_TIMES: Final = 2_000_000  # response times in memory for percentiles: some 60 MB
 EXPORTED_AT_ONCE: Final = 1000
 MAX_KNOWN: Final = 20_000  # rows of `about` remembered, some 10 MB at most; after that it starts anew
@@ -90,8 +44,6 @@ INSERT_ABOUT: Final = (
     f"INSERT INTO about ({', '.join(('number', *ABOUT))}) "  # names, as above
     f"SELECT {', '.join(f'unnest(${name})' for name in ('number', *ABOUT))}"
 )
-SEEN: Final = SIGHTINGS.format("span", "($every OR list_contains($addresses, address))")
-HISTORY: Final = f"INSERT INTO device SELECT *, true FROM ({SEEN})"  # noqa: S608  # both are constants
 DEVICES: Final = f"SELECT {', '.join(Device._fields)} FROM device"  # noqa: S608  # the names are Device's own fields
 UNLEARN: Final = (
     "DELETE FROM device USING (SELECT unnest($address) AS address, unnest($from_ns) AS from_ns) AS new "
@@ -112,6 +64,12 @@ SETTLE: Final = """
         SELECT unnest($trace) AS trace_id, unnest($span) AS span_id, unnest($live_trace) AS live_trace_id,
                unnest($live_span) AS live_span_id, unnest($start) AS start_ns)
     ANTI JOIN settled USING (trace_id, span_id)"""
+UNPAIR: Final = "DELETE FROM settled WHERE (live_trace_id, live_span_id) IN (SELECT unnest($traces), unnest($spans))"
+UNPAIR_LIVE: Final = """
+    DELETE FROM settled WHERE (live_trace_id, live_span_id) IN (
+        SELECT trace_id, span_id FROM span WHERE source = 'live' AND service = ?)"""
+REMOVE_LOG: Final = """
+    DELETE FROM request WHERE number IN (SELECT number FROM about WHERE source = 'log' AND service = ?)"""
 NEWEST_LINE: Final = "SELECT coalesce(max(start_ns), 0) FROM span WHERE source = 'log'"
 BEATEN: Final = """
     SELECT service, environment, max(end_ns), arg_max(stopped, end_ns),
@@ -122,113 +80,28 @@ BEATEN: Final = """
     FROM heartbeat GROUP BY ALL"""
 
 
-class DuckDB:
+class DuckDB(File):
     """Opens the file, or makes it. Raises LockedError where another process holds it, else StoreError."""
 
     name: Final = "duckdb"
+    keeps_places: Final = True
     took_ms: Final[list[float]] = []
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._writing = threading.Lock()
         self._known: dict[tuple[object, ...], int] = {}  # rows of `about` by content; guarded by _writing
         self._holders: dict[str, tuple[Identity, int]] | None = None  # address → whose, since when; guarded likewise
-        self._changed = False  # by what is being written
-        self._version = 0  # of `about` and `device`: counts what was committed
         self._lines_to: int | None = None  # when the newest request began that only a log tells of
         self._newest: dict[tuple[str, str | None], int] | None = None  # service, environment → newest request
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = duckdb.connect(str(path), config=OPTIONS)
-        except (duckdb.Error, OSError) as problem:
-            raise self._not_opened(problem) from problem
-        try:
-            self._migrate()
-            self._meaning = Described(self._connection)
-            with self._read() as cursor:
-                (self._last,) = _one(cursor.execute("SELECT coalesce(max(number), 0) FROM about"))
-        except BaseException:  # whatever it was, the file must not stay locked
-            self.close()
-            raise
+        super().__init__(path)
 
-    def _not_opened(self, problem: Exception) -> StoreError:
-        reason = " ".join(str(problem).split())
-        if "lock" not in reason:
-            return StoreError(
-                f"The database {self.path} cannot be opened: {reason}",
-                value=str(self.path),
-                fix="Put a backup in its place, or set TAILSPAN_DB to a new file.",
-            )
-        holder = reason.partition("PID ")[2].partition(")")[0] or "unknown"
-        return LockedError(
-            f"The database {self.path} is held by another process (pid {holder}).",
-            value=str(self.path),
-            rule="DuckDB lets one process open a file, even for reading.",
-            fix=f"Ask the tailspan server that runs there, stop it (kill {holder}), or set another TAILSPAN_DB.",
-        )
+    def _begin(self) -> None:
+        self._meaning = Described(self._connection)
+        with self._read() as cursor:
+            (self._last,) = one(cursor.execute("SELECT coalesce(max(number), 0) FROM about"))
 
-    def _migrate(self) -> None:
-        with self._write() as cursor:
-            cursor.execute("CREATE TABLE IF NOT EXISTS migration (number INTEGER NOT NULL)")
-            (done,) = _one(cursor.execute("SELECT count(*) FROM migration"))
-            if done > len(MIGRATIONS):
-                raise StoreError(
-                    f"The database {self.path} was written by a newer tailspan (step {done} of {len(MIGRATIONS)}).",
-                    value=str(self.path),
-                    fix="Install that version again, or set TAILSPAN_DB to another file.",
-                )
-            for number, migration in enumerate(MIGRATIONS[done:], start=done + 1):
-                cursor.execute(migration)
-                cursor.execute("INSERT INTO migration VALUES (?)", [number])
-                if number == WITH_HISTORY:
-                    cursor.execute(HISTORY, {"every": True, "addresses": []})
-
-    def close(self) -> None:
-        """When whoever asks it has an answer."""
-        closing.close(self._connection)
-
-    @contextmanager
-    def _read(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        try:
-            with self._connection.cursor() as cursor:
-                yield cursor
-        except duckdb.Error as problem:
-            raise self._unreadable(problem) from problem
-
-    @contextmanager
-    def _write(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        try:
-            with self._writing, self._connection.cursor() as cursor:
-                self._changed = False
-                cursor.begin()
-                try:
-                    yield cursor
-                    cursor.commit()
-                    self._version += self._changed
-                except BaseException:  # Ctrl-C in the middle of a transaction undoes it too
-                    self._known.clear()  # what it learned is undone
-                    self._holders = self._newest = self._lines_to = None
-                    with suppress(duckdb.Error):  # the first error is the one to tell
-                        cursor.rollback()
-                    raise
-        except duckdb.Error as problem:
-            raise BusyError(
-                f"The database {self.path} cannot be written: {_first_line(problem)}",
-                fix=f"Look for a full disk or a vanished one: df -h {self.path.parent}. Then restart tailspan serve.",
-            ) from problem
-
-    def _unreadable(self, problem: duckdb.Error) -> StoreError:
-        if isinstance(problem, duckdb.OutOfMemoryException):
-            return StoreError(
-                "The question needs more memory than the store may use.",
-                rule=f"It may use {OPTIONS['memory_limit']}.",
-                fix="Ask for a shorter range, or for fewer percentiles or dimensions at once.",
-            )
-        return StoreError(
-            f"The database {self.path} cannot be read: {_first_line(problem)}",
-            value=str(self.path),
-            fix="Look at the disk, restart tailspan serve, and put a backup in its place if it stays so.",
-        )
+    def _undone(self) -> None:
+        self._known.clear()
+        self._holders = self._newest = self._lines_to = None
 
     def write(self, spans: Sequence[Span], heartbeats: Sequence[Heartbeat] = ()) -> int:
         """Keeps what was not delivered before, and returns how many requests that were. Raises BusyError."""
@@ -241,7 +114,7 @@ class DuckDB:
             columns = by_column(OWN, [span[: len(OWN)] for span in fresh])
             columns["number"] = self._numbers(cursor, [span.about for span in fresh])
             bounds = {"first": min(columns["start_ns"]), "last": max(columns["start_ns"])}
-            written = int(_one(cursor.execute(INSERT, columns | bounds))[0])
+            written = int(one(cursor.execute(INSERT, columns | bounds))[0])
             if self._newest_line(cursor) >= bounds["first"] - ledger.EARLIER_NS:
                 ledger.reconcile(cursor, fresh)
             self._note_newest(fresh)
@@ -251,7 +124,7 @@ class DuckDB:
     def _newest_line(self, cursor: duckdb.DuckDBPyConnection) -> int:
         """When the newest request began that only a log tells of. Most services have no log here, and pay nothing."""
         if self._lines_to is None:
-            (self._lines_to,) = _one(cursor.execute(NEWEST_LINE))
+            (self._lines_to,) = one(cursor.execute(NEWEST_LINE))
         return self._lines_to
 
     def add_lines(self, lines: Lines, oldest_ns: int, *, dry_run: bool = False) -> ledger.Fates:
@@ -285,13 +158,12 @@ class DuckDB:
             hours = [start_ns // ledger.HOUR, end_ns // ledger.HOUR]
             return set(cursor.execute("FROM witness WHERE hour BETWEEN ? AND ?", hours).fetchall())
 
-    def coverage(self, start_ns: int, end_ns: int) -> list[ledger.Minute]:
-        """By service and minute, of the hours that a log was read of. Raises StoreError."""
+    def coverage(self, start_ns: int, end_ns: int) -> Covered:
+        """Of the hours that a log was read of. Raises StoreError."""
         if not (hours := self.witnessed(start_ns, end_ns)):
-            return []
+            return NOTHING
         with self._read() as cursor:
-            found = cursor.execute(ledger.COVERED, {"start": start_ns, "end": end_ns}).fetchall()
-        return ledger.of_hours(found, hours)
+            return covered(cursor, start_ns, end_ns, hours)
 
     def settled(self, first_ns: int, last_ns: int) -> list[tuple[Any, ...]]:
         """Which lines of that time are accounted for: their ids, their live spans', when. Raises StoreError."""
@@ -308,16 +180,33 @@ class DuckDB:
         """Nothing: `write` does."""
         return 0
 
-    def place(self, file: str) -> tuple[int, str]:
-        """How far that file was read, and what stood before; 0 where it was not. Raises StoreError."""
+    def place(self, file: str) -> tuple[int, str, str | None]:
+        """How far that file was read, what stood before, and as whose; 0 where it was not. Raises StoreError."""
         with self._read() as cursor:
-            found = cursor.execute("SELECT read_to, before FROM checkpoint WHERE file = ?", [file]).fetchone()
-        return found or (0, "")
+            sql = "SELECT read_to, before, service FROM checkpoint WHERE file = ?"
+            found = cursor.execute(sql, [file]).fetchone()
+        return found or (0, "", None)
 
-    def read(self, file: str, read_to: int, before: str) -> None:
+    def read(self, file: str, read_to: int, before: str, service: str | None) -> None:
         """Remembers it. Raises BusyError."""
         with self._write() as cursor:
-            cursor.execute("INSERT OR REPLACE INTO checkpoint VALUES (?, ?, ?)", [file, read_to, before])
+            cursor.execute("INSERT OR REPLACE INTO checkpoint VALUES (?, ?, ?, ?)", [file, read_to, before, service])
+
+    def remove_log(self, service: str) -> int:
+        """Deletes the requests of that service that only a log told of, and counts them. Raises BusyError."""
+        with self._write() as cursor:
+            self._changed = True
+            cursor.execute(UNPAIR_LIVE, [service])  # or lines that are read as that service's later find none of these
+            (deleted,) = one(cursor.execute(REMOVE_LOG, [service]))
+            cursor.execute("DELETE FROM witness WHERE service = ?", [service])
+            cursor.execute("DELETE FROM checkpoint WHERE service = ? OR service IS NULL", [service])
+            self._tidy(cursor)
+            return int(deleted)
+
+    def unpair(self, lives: Sequence[tuple[bytes, bytes]]) -> None:
+        """Lets other lines take these live spans. Raises BusyError."""
+        with self._write() as cursor:
+            cursor.execute(UNPAIR, by_column(("traces", "spans"), lives))
 
     def _note_newest(self, spans: Iterable[Span]) -> None:
         newest = self._newest
@@ -365,9 +254,9 @@ class DuckDB:
             found = cursor.execute(DEVICES).fetchall()
         return sorted(map(Device._make, found), key=lambda device: device.turn)
 
-    def export(self, login: str) -> Iterator[Span]:
-        """Everything kept of that login, as answered without labels; oldest first. Raises StoreError."""
-        with self._asked(Labels()) as cursor:
+    def export(self, login: str, trusted_logs: Mapping[str, str] = NO_LOGS) -> Iterator[Span]:
+        """Everything kept of that login, as answered without other labels; oldest first. Raises StoreError."""
+        with self._asked(Labels(trusted_logs=trusted_logs)) as cursor:
             found = cursor.execute(*sql.of_login(login, DESCRIBED))
             while rows := found.fetchmany(EXPORTED_AT_ONCE):
                 yield from map(Span._make, rows)
@@ -382,20 +271,25 @@ class DuckDB:
     def count(self) -> int:
         """Of requests and views. Raises StoreError."""
         with self._read() as cursor:
-            return int(_one(cursor.execute("SELECT count(*) FROM request"))[0])
+            return int(one(cursor.execute("SELECT count(*) FROM request"))[0])
 
-    def forget(self, login: str) -> int:
+    def forget(self, login: str, trusted_logs: Mapping[str, str] = NO_LOGS) -> int:
         """Deletes everything kept of that login, and counts the requests and views of that. Raises BusyError."""
         with self._write() as cursor:
-            self._meaning.show(cursor, self._version, Labels())
+            self._meaning.show(cursor, self._version, Labels(trusted_logs=trusted_logs))
             self._changed = True
             cursor.execute(*sql.settling(login, DESCRIBED))
-            (deleted,) = _one(cursor.execute(*sql.forgetting(login, DESCRIBED)))
+            (deleted,) = one(cursor.execute(*sql.forgetting(login, DESCRIBED)))
             cursor.execute("DELETE FROM device WHERE login = ?", [login])
-            cursor.execute("DELETE FROM about WHERE number NOT IN (SELECT number FROM request)")
-            self._known.clear()
-            self._holders = self._newest = None
+            self._holders = None
+            self._tidy(cursor)
             return int(deleted)
+
+    def _tidy(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """Lets go of what was said of deleted requests alone."""
+        cursor.execute("DELETE FROM about WHERE number NOT IN (SELECT number FROM request)")
+        self._known.clear()
+        self._newest = self._lines_to = None
 
     def heartbeats(self, before_ns: int) -> list[Heartbeat]:
         """All that began before then, by their start."""
@@ -431,7 +325,7 @@ class DuckDB:
             cursor.execute("DELETE FROM device WHERE NOT seen AND to_ns <= ?", [before_ns])  # no request is that old
             cursor.execute("DELETE FROM settled WHERE start_ns < ?", [before_ns])
             cursor.execute("DELETE FROM witness WHERE hour < ?", [before_ns // ledger.HOUR])
-            (deleted,) = _one(cursor.execute("DELETE FROM request WHERE start_ns < ?", [before_ns]))
+            (deleted,) = one(cursor.execute("DELETE FROM request WHERE start_ns < ?", [before_ns]))
             if deleted:
                 cursor.execute("DELETE FROM about WHERE number NOT IN (SELECT number FROM request)")
             return int(deleted)
@@ -515,13 +409,3 @@ def _holders(cursor: duckdb.DuckDBPyConnection) -> "dict[str, tuple[Identity, in
 
 def by_column(names: Sequence[str], rows: Iterable[Sequence[object]]) -> dict[str, Any]:
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-
-
-def _one(result: duckdb.DuckDBPyConnection) -> tuple[Any, ...]:
-    row = result.fetchone()
-    assert row is not None  # a count always has its row
-    return row
-
-
-def _first_line(problem: duckdb.Error) -> str:
-    return str(problem).partition("\n")[0]

@@ -5,11 +5,12 @@ flux.py says what a question needs of it, pieces.py fetches that, and sql.py ask
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, Generic, TypeVar, overload
 
 import duckdb
@@ -17,11 +18,12 @@ import duckdb
 from tailspan import flux, points, shelf, sql
 from tailspan.bucket import Bucket
 from tailspan.config import InfluxDB as Settings
+from tailspan.covered import Covered
 from tailspan.errors import SlowError, StoreError
 from tailspan.flux import ALL_TIME, Part
 from tailspan.ingest.lines import Lines
-from tailspan.labels import Labels
-from tailspan.ledger import Fates, Minute
+from tailspan.labels import NO_LOGS, Labels
+from tailspan.ledger import Fates
 from tailspan.loglines import LogLines
 from tailspan.meaning import DESCRIBED_TABLE, SIGHTINGS, Described
 from tailspan.percentiles import PERCENTS
@@ -30,7 +32,8 @@ from tailspan.query import Aggregate, Groups, Range, Rows, Session, Sessions
 from tailspan.receiver import Receiver
 from tailspan.span import OWN_SERVICE, Device, Heartbeat, Span, by_kind
 from tailspan.store import EMPTY, SILENT, State, closing, services
-from tailspan.store.duckdb import MAX_TIMES, OPTIONS, DuckDB
+from tailspan.store.duckdb import MAX_TIMES, DuckDB
+from tailspan.store.file import OPTIONS
 from tailspan.zone import DAY_NS
 
 FIRST_LOOK_NS: Final = LATE_NS  # where the newest requests are looked for first, and then eight times as far
@@ -38,6 +41,7 @@ KNOWN_S: Final = 2.0  # how old the history of devices may be before it is learn
 OLD_S: Final = 10.0  # and before it is learned before the question is answered
 SEVERAL_S: Final = 60.0  # likewise of addresses that changed hands, where every point is looked at
 ADDRESSES_AT_ONCE: Final = 50  # some 150 terms are too deep for Flux
+UNPAIRED_AT_ONCE: Final = 10_000
 ALL_DEVICES: Final = f"INSERT INTO device SELECT {', '.join(f'unnest(${name})' for name in Device._fields)}"
 BEATS_S: Final = 600.0  # how old heartbeats of more than three hours ago may be,
 ALL_S = 60.0  # and what else is learned from points of all time: it may come late
@@ -79,6 +83,7 @@ class InfluxDB:
     """
 
     name: Final = "influxdb"
+    keeps_places: Final = False
 
     def __init__(self, settings: Settings, local: DuckDB, collector: Receiver | None = None) -> None:
         self.bucket = Bucket(settings)
@@ -259,10 +264,10 @@ class InfluxDB:
             beats = map(Heartbeat._make, cursor.execute(points.BEATS).fetchall())
             return {(beat.trace_id, beat.span_id): beat for beat in beats}
 
-    def export(self, login: str) -> Iterator[Span]:
-        """Everything kept of that login, as answered without labels; oldest first. Raises StoreError."""
+    def export(self, login: str, trusted_logs: Mapping[str, str] = NO_LOGS) -> Iterator[Span]:
+        """Everything kept of that login, as answered without other labels; oldest first. Raises StoreError."""
         self.history()
-        with self._asked(ALL_TIME, [flux.of_login(login)], Labels()) as cursor:
+        with self._asked(ALL_TIME, [flux.of_login(login)], Labels(trusted_logs=trusted_logs)) as cursor:
             found = cursor.execute(*sql.of_login(login, DESCRIBED_TABLE))
             while rows := found.fetchmany(1000):
                 yield from map(Span._make, rows)
@@ -273,22 +278,23 @@ class InfluxDB:
             for row in self.bucket.records(flux.newest(), of)
         }
 
-    def forget(self, login: str) -> int:
+    def forget(self, login: str, trusted_logs: Mapping[str, str] = NO_LOGS) -> int:
         """Deletes everything kept of that login, and counts the requests and views of that. Raises StoreError."""
         with self._turn():
             self._several, self._sighted_s = None, -ALL_S
             forgotten: list[tuple[Any, ...]] = []
             self._learn()  # what was theirs by address must be known to the last
             theirs = 0
-            for span in self.export(login):
+            for span in self.export(login, trusted_logs):
                 theirs += 1
                 forgotten.append((span.trace_id, span.parent_id or span.span_id, None, None, span.start_ns))
             self._local.settle(forgotten)  # or a log would bring them back
-            for predicate, of in flux.forgetting(login, self.history()):
+            claimed = self._claimed(login, trusted_logs)
+            for predicate, of in [*flux.forgetting(login, self.history()), *claimed]:
                 self.bucket.delete(predicate, of)
             with self._told():
                 self._pieces.forget(self._connection)  # what was fetched, or the next look would find it here
-                left = sum(1 for _ in self.export(login))
+                left = sum(1 for _ in self.export(login, trusted_logs))
                 self._pieces.forget(self._connection)
             self._local.forget(login)
             self._history = self._several = None
@@ -299,12 +305,39 @@ class InfluxDB:
             raise StoreError(f"InfluxDB kept {left} of {theirs} points.", fix="Look into its log, and ask again.")
         return theirs
 
+    def remove_log(self, service: str) -> int:
+        """Deletes the points of that service that only a log told of, and counts them. Raises StoreError."""
+        with self._turn():
+            theirs = self._logged(service)
+            self.bucket.delete(flux.of_log(service), ALL_TIME)
+            with self._told(), self._connection.cursor() as cursor:
+                self._pieces.forget(cursor)
+                self._pieces.arrive(cursor, flux.live_of(service), ALL_TIME)
+                found = cursor.execute("SELECT trace_id, span_id FROM arrived")
+                while lives := found.fetchmany(UNPAIRED_AT_ONCE):
+                    self._local.unpair(lives)
+            self._local.remove_log(service)
+            left = self._logged(service)
+        if left:
+            raise StoreError(f"InfluxDB kept {left} of {theirs} points.", fix="Look into its log, and ask again.")
+        return theirs
+
+    def _logged(self, service: str) -> int:
+        return sum(int(row["_value"]) for row in self.bucket.records(flux.logged(service), ALL_TIME))
+
+    def _claimed(self, login: str, trusted_logs: Mapping[str, str]) -> list[tuple[str, Range]]:
+        """Where the lines are that name somebody and are theirs: no tag says whom, so each run of them has its time."""
+        with self._asked(ALL_TIME, [flux.claimed()], Labels(trusted_logs=trusted_logs)) as cursor:
+            found = cursor.execute(*sql.claimed(login, DESCRIBED_TABLE)).fetchall()
+        runs = [(header, list(run)) for (header, theirs), run in groupby(found, itemgetter(0, 1)) if theirs]
+        return [(flux.claiming(header), Range(run[0][2], run[-1][2] + 1)) for header, run in runs]
+
     def add_lines(self, lines: Lines, oldest_ns: int, *, dry_run: bool = False) -> Fates:
         with self._told():
             return self.lines.add(lines, oldest_ns, dry_run=dry_run)
 
-    def coverage(self, start_ns: int, end_ns: int) -> list[Minute]:
-        """By service and minute, of the hours that a log was read of. Raises StoreError."""
+    def coverage(self, start_ns: int, end_ns: int) -> Covered:
+        """Of the hours that a log was read of. Raises StoreError."""
         with self._told():
             return self.lines.coverage(Range(start_ns, end_ns))
 
@@ -316,11 +349,11 @@ class InfluxDB:
             self._pieces.doubt()
         return deleted
 
-    def place(self, file: str) -> tuple[int, str]:
+    def place(self, file: str) -> tuple[int, str, str | None]:
         """Nowhere: what InfluxDB lost in between is only found by reading all of it."""
-        return 0, ""
+        return 0, "", None
 
-    def read(self, file: str, read_to: int, before: str) -> None:
+    def read(self, file: str, read_to: int, before: str, service: str | None) -> None:
         """Nothing, likewise."""
 
     def state(self, now_ns: int) -> State:
