@@ -5,51 +5,59 @@ nobody of it; its line's point is deleted then.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
-from typing import Final
+from typing import Final, Protocol
 
 import duckdb
 
 from tailspan import flux, ledger
 from tailspan.bucket import Bucket
+from tailspan.covered import NOTHING, Covered, covered
 from tailspan.encode import batches
 from tailspan.errors import BusyError, UnsentError
 from tailspan.flux import Part
 from tailspan.ingest.lines import Lines
-from tailspan.ledger import COVERED, EARLIER_NS, HOUR, Arrival, Fates, Minute, as_file, candidates, of_hours
+from tailspan.ledger import EARLIER_NS, HOUR, LONGEST_NS, MINUTE, ZONES_NS, Arrival, Fates, as_file, candidates
 from tailspan.points import nanoseconds
 from tailspan.query import Range
 from tailspan.receiver import Receiver
 from tailspan.span import ABOUT, Span
 from tailspan.store.duckdb import INSERT_ABOUT, DuckDB, by_column
 
-Fetch = Callable[[duckdb.DuckDBPyConnection, Part, Range], None]  # makes the cursor's table `arrived`
 DELETES: Final = 500  # at once: each takes InfluxDB a while
 LOOK_BACK_NS: Final = 48 * HOUR  # how late a live span may come
+FLOATING: Final = b"00000000"  # as ledger.FLOATING, in hex
 LATEST_NS: Final = 7_258_118_400 * 10**9
 OF_TIME: Final = f"""
     CREATE OR REPLACE TABLE about AS
         SELECT DISTINCT ON (number) number::HUGEINT AS number, {", ".join(ABOUT)} FROM arrived;
     CREATE OR REPLACE TABLE request AS
-        SELECT trace_id, span_id, parent_id, start_ns, duration_ns, path, visible_ms, number::HUGEINT AS number
+        SELECT trace_id, span_id, parent_id, start_ns, duration_ns, path, visible_ms, open_ns, number::HUGEINT AS number
         FROM arrived;
     CREATE OR REPLACE TABLE settled (
         trace_id BLOB, span_id BLOB, live_trace_id BLOB, live_span_id BLOB, start_ns BIGINT)"""
 SETTLED: Final = ("trace", "span", "live_trace", "live_span", "start")
 ADD_SETTLED: Final = f"INSERT INTO settled SELECT {', '.join(f'unnest(${name})' for name in SETTLED)}"
 NEW: Final = f"""
-    SELECT trace_id, span_id, NULL, start_ns, duration_ns, path, NULL, {", ".join(ABOUT)}
+    SELECT trace_id, span_id, NULL, start_ns, duration_ns, path, NULL, open_ns, {", ".join(ABOUT)}
     FROM line JOIN about USING (number) ORDER BY start_ns, trace_id, span_id"""
 LOGGED: Final = """
     CREATE OR REPLACE TABLE logged AS
-    SELECT trace_id, span_id, start_ns FROM request JOIN about USING (number) WHERE source = 'log'"""
+    SELECT trace_id, span_id, start_ns FROM request JOIN about USING (number)
+    WHERE source = 'log' AND start_ns >= $start AND start_ns < $end"""
 GONE: Final = """
     SELECT start_ns, twin.trace_id IS NOT NULL FROM logged LEFT JOIN (
         SELECT trace_id, span_id FROM settled
         UNION SELECT trace_id, parent_id FROM request WHERE parent_id IS NOT NULL) AS twin
     ON logged.trace_id = twin.trace_id AND logged.span_id = twin.span_id ORDER BY start_ns"""
+
+
+class Fetch(Protocol):
+    """Makes the cursor's table `arrived`."""
+
+    def __call__(self, cursor: duckdb.DuckDBPyConnection, part: Part, *of: Range) -> None: ...
 
 
 class LogLines:
@@ -74,13 +82,13 @@ class LogLines:
         connection.execute("ATTACH ':memory:' AS lines")
 
     @contextmanager
-    def _time(self, of: Range) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _time(self, of: Range, *earlier: Range) -> Iterator[duckdb.DuckDBPyConnection]:
         """A cursor with what InfluxDB has of that time, in the tables that ledger.py asks."""
         with self._working, self._connection.cursor() as cursor:
-            self._fetch(cursor, flux.requests(), of)
+            self._fetch(cursor, flux.requests(), of, *earlier)
             cursor.execute("USE lines")
             cursor.execute(OF_TIME)
-            settled = self._local.settled(*of)
+            settled = self._local.settled(of.start_ns - LONGEST_NS, of.end_ns)  # where it began that took hours
             if settled:
                 cursor.execute(ADD_SETTLED, by_column(SETTLED, settled))
             yield cursor
@@ -91,9 +99,13 @@ class LogLines:
             raise BusyError("Log lines get into InfluxDB by its collector, and the server knows none.", fix=fix)
         if not lines.total:
             return Fates()
-        starts = [int(row.split(b"\t", 4)[3]) for row in lines.rows.splitlines()]
-        around = Range(max(0, min(starts) - EARLIER_NS), max(starts) + EARLIER_NS)
-        with self._time(around) as cursor, as_file(lines) as file:
+        rows = [row.split(b"\t", 4) for row in lines.rows.splitlines()]
+        starts = [start for row in rows if (start := int(row[3])) >= oldest_ns]
+        if not starts:
+            return Fates(lines.total, too_old=lines.total)
+        beside_ns = ZONES_NS if any(row[2].endswith(FLOATING) for row in rows) else EARLIER_NS
+        around = Range(max(0, min(starts) - beside_ns), max(starts) + beside_ns)
+        with self._time(around, *self._open_at(around.start_ns)) as cursor, as_file(lines) as file:
             numbers = {given: number for number, given in enumerate(lines.abouts)}
             abouts = [(numbers[given], *about) for given, about in lines.abouts.items()]
             if abouts:
@@ -105,13 +117,12 @@ class LogLines:
                 self._local.witness(cursor.execute("FROM seen").fetchall())
         return fates
 
-    def coverage(self, of: Range) -> list[Minute]:
+    def coverage(self, of: Range) -> Covered:
         """As the embedded store has it."""
         if not (hours := self._local.witnessed(*of)):
-            return []
+            return NOTHING
         with self._time(of) as cursor:
-            found = cursor.execute(COVERED, {"start": of.start_ns, "end": of.end_ns}).fetchall()
-        return of_hours(found, hours)
+            return covered(cursor, *of, hours)
 
     def _send(self, collector: Receiver, spans: Iterable[Span]) -> None:
         try:
@@ -136,8 +147,23 @@ class LogLines:
         self.reconciled_ns = now_ns
         return deleted
 
+    def _open_at(self, moment_ns: int) -> Iterator[Range]:
+        """The minutes in which requests began that took long, and were not over then."""
+        found = self._long(Range(max(0, moment_ns - LONGEST_NS), max(1, moment_ns)))
+        for minute in {at // MINUTE for at, end in found if end >= moment_ns}:
+            yield Range(minute * MINUTE, min((minute + 1) * MINUTE, moment_ns))
+
+    def _long(self, of: Range) -> Iterator[tuple[int, int]]:
+        """When each began that a service told of, and when it ended."""
+        for row in self._bucket.records(flux.longer(EARLIER_NS), of):
+            at_ns = nanoseconds(row["_time"])
+            yield at_ns, at_ns + int(row["_value"])
+
     def _changed(self, of: Range) -> dict[int, int]:
-        """Hours with lines, of which InfluxDB has more points now, or the hour before has."""
+        """Hours with lines, of which InfluxDB has more points now, or the hour before has.
+
+        What took long counts when it ended, too.
+        """
         points: dict[int, int] = {}
         logged = set()
         for row in self._bucket.records(flux.hourly(), of):
@@ -145,13 +171,15 @@ class LogLines:
             points[hour] = points.get(hour, 0) + int(row["_value"])
             if row.get("tailspan.source") == "log":
                 logged.add(hour)
+        for _, end_ns in self._long(of):
+            points[end_ns // HOUR] = points.get(end_ns // HOUR, 0) + 1
         near = {hour for hour in points if hour in logged or hour + 1 in logged}
         grown = {hour for hour in near if self._counted.get(hour) != points[hour]}
         return {hour: points[hour] for hour in near if hour in grown or hour - 1 in grown or hour + 1 in grown}
 
     def _reconcile(self, of: Range) -> int:
-        with self._time(of) as cursor:
-            cursor.execute(LOGGED)
+        with self._time(of, *self._open_at(of.start_ns)) as cursor:
+            cursor.execute(LOGGED, {"start": of.start_ns, "end": of.end_ns})
             around = {"early": of.start_ns, "late": of.end_ns}
             ledger.settle(cursor, *of, candidates(cursor.execute(ledger.FREE, around)), "request")
             self._keep_settled(cursor)

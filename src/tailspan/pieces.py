@@ -135,10 +135,10 @@ class Pieces:
         stretches = [] if plan.ends is None else _stretches(plan.gaps, plan.ends)
         return [Run(of, self._count(of)) for of in map(_whole, stretches)]
 
-    def arrive(self, cursor: duckdb.DuckDBPyConnection, part: Part, of: Range) -> None:
-        """Makes the cursor's table `arrived`, and keeps nothing."""
+    def arrive(self, cursor: duckdb.DuckDBPyConnection, part: Part, *of: Range) -> None:
+        """Makes the cursor's table `arrived` of these ranges, and keeps nothing."""
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            answers = self._ask(part, [of], Path(folder))
+            answers = self._ask(part, [*of], Path(folder))
             wait(answers)
             points.arrive(cursor, part, [answer.result() for answer in answers])
 
