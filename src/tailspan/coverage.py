@@ -1,27 +1,21 @@
 """Which share of what its proxy saw a service told of itself, and when it told of nothing."""
 
 import time
-from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
+from operator import itemgetter
 from typing import Final, Literal, NamedTuple
 
+from tailspan.covered import Covered, Gap
+from tailspan.delivery import removal
 from tailspan.errors import StoreError
-from tailspan.ledger import MINUTE, Minute
 from tailspan.query import nanoseconds
 from tailspan.store import Store
 
 TOLD_OF: Final = timedelta(hours=24)  # in the sources of answers
 FRESH_S: Final = 60.0
 GAPS: Final = 3  # that a source names
-
-
-class Gap(NamedTuple):
-    """A while in which the proxy saw requests that the service should have told of, and it told of none."""
-
-    start_ns: int
-    end_ns: int
-    requests: int
+FEW: Final = 3  # that may have met by chance
 
 
 class Coverage(NamedTuple):
@@ -31,33 +25,31 @@ class Coverage(NamedTuple):
     environment: str | None
     requests: int  # that its proxy saw
     live: int  # of these, those it told of
+    own: int  # of these, those its proxy answered itself, as far as the log says so
+    doubled: int  # that are there twice: as lines, and as it told of them
     gaps: tuple[Gap, ...]  # none where it told of nothing at all: it is not instrumented
 
     @property
     def share(self) -> float:
-        return self.live / self.requests
+        """Rounded down to thousandths: 1 means all."""
+        return 1000 * self.live // self.requests / 1000
 
 
-def coverages(minutes: Iterable[Minute]) -> list[Coverage]:
-    """Of each service, of minutes in order of service and time."""
+def coverages(of: Covered) -> list[Coverage]:
+    """Of each service."""
+    doubled = {one[:2]: one.requests for one in of.doubled}
     found = []
-    for (service, environment), own in groupby(minutes, key=lambda one: (one.service, one.environment)):
-        known = list(own)
-        live = sum(one.live for one in known)
-        gaps = tuple(_gaps(known)) if live else ()
-        found.append(Coverage(service, environment, sum(one.requests for one in known), live, gaps))
+    for (service, environment), seen in groupby(of.hours, key=itemgetter(0, 1)):
+        hours = list(seen)
+        live = sum(hour.live for hour in hours)
+        gaps = tuple(gap for gap in of.gaps if live and gap[:2] == (service, environment))
+        requests, twice = sum(hour.requests for hour in hours), doubled.get((service, environment), 0)
+        own = sum(hour.own for hour in hours)
+        found.append(Coverage(service, environment, requests, live, own, twice if twice >= FEW else 0, gaps))
     return found
 
 
-def _gaps(minutes: Iterable[Minute]) -> Iterator[Gap]:
-    busy = (one for one in minutes if one.live or one.missed)
-    for told, run in groupby(busy, key=lambda one: one.live > 0):
-        if not told:
-            silent = list(run)
-            yield Gap(silent[0].start_ns, silent[-1].start_ns + MINUTE, sum(one.missed for one in silent))
-
-
-Told = tuple[str, Literal["ok", "gaps"], str]  # name, state and message of a source
+Told = tuple[str, Literal["ok", "gaps", "doubled"], str]  # name, state and message of a source
 
 
 class Coverages:
@@ -65,6 +57,10 @@ class Coverages:
 
     def __init__(self) -> None:
         self._known: tuple[float, list[Told]] | None = None
+
+    def doubt(self) -> None:
+        """It is worked out anew when it is asked for."""
+        self._known = None
 
     def told(self, store: Store, now: datetime) -> list[Told]:
         """Nothing where no log is read, or the store is in trouble, which it tells itself."""
@@ -81,13 +77,26 @@ class Coverages:
 
 def _told(of: Coverage) -> Told:
     seen = f"{of.live:,} of the {of.requests:,} requests that its proxy saw in the last 24 hours it told of itself"
-    message = f"{seen} ({of.share:.1%})."
+    message = f"{seen} ({of.share:.1%})" + f"; {of.own:,} its proxy answered itself" * bool(of.own) + "."
+    if of.doubled:
+        message += (
+            f" {of.doubled:,} are there twice: a service told of the same paths at the same moments, but under "
+            "another address or name, and not by the line's id. Set that up: docs/backfill.md, proxy.conf, --service."
+        )
+    elif not of.live:
+        message += " It is not instrumented, or sent nothing all the time."
     if of.gaps:
-        named = ", ".join(f"{_clock(gap.start_ns)} to {_clock(gap.end_ns)} ({gap.requests})" for gap in of.gaps[:GAPS])
+        named = ", ".join(f"{_from_to(gap)} ({gap.requests})" for gap in of.gaps[:GAPS])
         more = f" and {len(of.gaps) - GAPS} more" if len(of.gaps) > GAPS else ""
         message += f" Of these it told nothing, in UTC: {named}{more}. Look whether it ran, and sent."
-    return f"log {of.service}", "gaps" if of.gaps else "ok", message
+    if of.doubled:
+        message += f" Once that is set up, take the lines out: {removal(of.service)}"
+    return f"log {of.service}", "doubled" if of.doubled else "gaps" if of.gaps else "ok", message
 
 
-def _clock(time_ns: int) -> str:
-    return f"{datetime.fromtimestamp(time_ns // 10**9, UTC):%m-%d %H:%M}"
+def _from_to(gap: Gap) -> str:
+    """To the minute, or the second where it is within one."""
+    start, end = (datetime.fromtimestamp(ns // 10**9, UTC) for ns in (gap.start_ns, gap.end_ns))
+    minutes = "%m-%d %H:%M"
+    form = "%m-%d %H:%M:%S" if f"{start:{minutes}}" == f"{end:{minutes}}" else minutes
+    return f"{start:{form}} to {end:{form}}"

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, Literal
 
 import httpx
@@ -27,6 +29,7 @@ LOOK: Final = (
     "no data yet",
     "behind",
     "gaps",
+    "doubled",
     "asked too often",
     "key expires",
     "old",
@@ -71,6 +74,10 @@ UNSAID: Final = (
     "If others use it, its proxy does not say who calls: nginx needs proxy_set_header X-Forwarded-For "
     "$proxy_add_x_forwarded_for; and tailscale serve --http or --https in place of --tcp."
 )
+UNSEEN: Final = (
+    "If others use it, its nginx sees a proxy before it, and not who calls. Behind Tailscale Serve: include tailspan's "
+    "nginx/serve.conf in its server { }; behind another proxy: set_real_ip_from and real_ip_header for that."
+)
 State = Literal["ok", "look", "broken"]
 
 
@@ -91,7 +98,7 @@ def examine(settings: Settings, client: httpx.Client, environ: Mapping[str, str]
         answer = client.get("/healthz")
         health = answer.json()
     except httpx.TransportError as problem:
-        start = "Start it: tailspan serve. If it listens elsewhere, set TAILSPAN_URL."
+        start = "If it listens elsewhere, set TAILSPAN_URL; else start it: tailspan serve"
         yield Finding("server", "broken", f"Nothing answers at {settings.server}: {problem}.", start)
         health = None
     except ValueError:
@@ -105,31 +112,36 @@ def examine(settings: Settings, client: httpx.Client, environ: Mapping[str, str]
     if health:
         yield Finding("server", "ok", f"tailspan {health['version']} answers")
         for source in health["sources"]:
-            yield from _source(source)
+            yield from _source(source, _listing(health["sources"]))
         yield from _received(health["received"])
         yield from _all_local(client)
         yield from _tailnet(client)
     yield probe(environ)
     yield from _trust(settings, environ)
-    yield _tailscaled(settings)
+    yield _tailscaled(settings, health["sources"] if health else [])
 
 
-def _source(source: dict[str, Any]) -> Iterator[Finding]:
+def _listing(sources: list[dict[str, Any]]) -> str:
+    """The sources that list the tailnet's devices."""
+    return ", ".join(one["name"] for one in sources if one["name"].startswith("tailnet ") and one["state"] == "ok")
+
+
+def _source(source: dict[str, Any], listing: str = "") -> Iterator[Finding]:
     state: State = "ok" if source["state"] == "ok" else "look" if source["state"] in LOOK else "broken"
     yield Finding(source["name"], state, f"{source['state']}: {source['message']}")
     for service in source["services"]:
         if service["service"] != OWN_SERVICE:
-            yield from _service(service)
+            yield from _service(service, listing)
 
 
-def _service(service: dict[str, Any]) -> Iterator[Finding]:
+def _service(service: dict[str, Any], listing: str) -> Iterator[Finding]:
     link = f"service {service['service']}" + (f" ({service['environment']})" if service["environment"] else "")
     request, beat = _age(service["last_request"]), _age(service["last_heartbeat"])
     seen = "no request yet" if request is None else f"newest request {ago(request)}"
     if beat is None:
-        yield Finding(
-            link, "look", f"{seen}, no heartbeats: it is not instrumented by tailspan_otel, so nobody is named"
-        )
+        named = f"by address, as {listing} has it" if listing else "at most by address, which no source lists"
+        message = f"{seen}, no heartbeats: it is not instrumented by tailspan_otel, and who came is named {named}"
+        yield Finding(link, "ok" if listing else "look", message)
     elif service["stopped"]:
         yield Finding(link, "look", f"{seen}, stopped on purpose {ago(beat)}")
     elif beat > SILENT_S:
@@ -165,17 +177,19 @@ def _received(received: dict[str, Any]) -> Iterator[Finding]:
 
 def _all_local(client: httpx.Client) -> Iterator[Finding]:
     """Services that only processes of their own machine call: or so it seems, behind a proxy that says nothing."""
-    asked = "metrics=requests&dimensions=service,caller&days=1&source=live&limit=10000"
+    asked = "metrics=requests&dimensions=service,caller,source&days=1&source=live,log&limit=10000"
     answer = client.get(f"/analytics/query?{asked}")
     if not answer.is_success:
         return  # a store in trouble, which was told
-    callers: dict[str, dict[str, int]] = {}
-    for row in answer.json()["rows"]:
-        callers.setdefault(row["service"], {})[row["caller"]] = row["requests"]
-    for service, requests in callers.items():
-        if service != OWN_SERVICE and requests.keys() == {"local"}:
-            message = f"all {requests['local']} requests of the last 24 hours came from its own machine (`local`)"
-            yield Finding(f"service {service}", "look", message, UNSAID)
+    rows = sorted(answer.json()["rows"], key=itemgetter("service"))
+    for service, found in groupby(rows, itemgetter("service")):
+        every = list(found)
+        live = [row for row in every if row["source"] == "live"]
+        own = live or every  # its log alone says little of a service that speaks for itself
+        if service != OWN_SERVICE and {row["caller"] for row in own} == {"local"}:
+            total = sum(row["requests"] for row in own)
+            message = f"all {total} requests of the last 24 hours came from its own machine (`local`)"
+            yield Finding(f"service {service}", "look", message, UNSAID if live else UNSEEN)
 
 
 def _tailnet(client: httpx.Client) -> Iterator[Finding]:
@@ -187,7 +201,7 @@ def _tailnet(client: httpx.Client) -> Iterator[Finding]:
     yield from (found for one in status["sources"] if one["name"] == "tailnet" for found in _source(one))
     for key in status["keys_expiring"]:
         how = "has expired" if key["expired"] else f"expires on {key['expires'][:10]}"
-        fix = f"On {key['device']}: tailscale up --force-reauth; or disable key expiry at the admin console."
+        fix = f"Disable key expiry at the admin console; or on {key['device']}: tailscale up --force-reauth"
         yield Finding("tailnet", "look", f"The key of {key['device']} {how}: then it is cut off.", fix)
 
 
@@ -249,18 +263,22 @@ def _trust(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("trust", "look", "FORWARDED_ALLOW_IPS is '*': anybody's identity headers are believed.", fix)
 
 
-def _tailscaled(settings: Settings) -> Finding:
+def _tailscaled(settings: Settings, sources: list[dict[str, Any]]) -> Finding:
     userspace = settings.userspace if settings.userspace is not None else is_userspace(settings.ts_socket)
+    if userspace is None and (listing := _listing(sources)):
+        return Finding("tailscaled", "ok", f"{settings.ts_socket} does not answer; {listing} has the devices")
     if userspace is None:
         fix = (
             "Set TS_SOCKET; in a container, mount the socket, or let the server list the tailnet's devices by a "
-            "status or a key (docs/tailnet.md). Without a TUN device: TAILSPAN_USERSPACE=true."
+            "status or a key (docs/tailnet.md). Without a TUN device: TAILSPAN_USERSPACE=true"
         )
         return Finding("tailscaled", "look", f"{settings.ts_socket} does not answer: nobody is named by it.", fix)
     if userspace:
         return Finding(
             "tailscaled", "look", "userspace mode: tailnet peers reach loopback ports.", "Prefer unix sockets."
         )
+    if settings.userspace is False:
+        return Finding("tailscaled", "ok", "is not in userspace mode: TAILSPAN_USERSPACE says so, and it was not asked")
     return Finding("tailscaled", "ok", "answers, with a TUN device")
 
 

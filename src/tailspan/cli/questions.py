@@ -1,18 +1,27 @@
 """The commands that ask a question and show the answer."""
 
 import json
-from datetime import datetime
-from typing import Annotated, Any
+from datetime import UTC, datetime, timedelta
+from math import ceil
+from shlex import quote
+from typing import Annotated, Any, Final
 
 import typer
 from rich.markup import escape
 
 from tailspan.cli.server import ask, request
 from tailspan.cli.shown import AsJson, complain, err, out, show
+from tailspan.span import OWN_SERVICE
 
 Service = Annotated[str | None, typer.Option(help="Only this service.")]
 User = Annotated[str | None, typer.Option(help="Only this login.")]
 Device = Annotated[str | None, typer.Option(help="Only this device, by name or stable id.")]
+
+LONGEST_H: Final = 168  # of requests with a summary
+ACTIVE: Final = timedelta(minutes=5)
+ROW: Final = ("time", "who", "device", "request", "status", "ms", "traffic")
+SESSION: Final = ("time", "who", "service", "min", "requests", "first page")
+NAMES: Final = "To name them: docs/tailnet.md"
 
 
 def active(as_json: AsJson = False, service: Service = None, user: User = None, device: Device = None) -> None:
@@ -27,6 +36,10 @@ def active(as_json: AsJson = False, service: Service = None, user: User = None, 
         return print(json.dumps(answer, indent=2, ensure_ascii=False))
     people = [(one["email"], one["device"], one["current_page"], one["last_seen"]) for one in answer["active_users"]]
     show(f"{answer['total_active']} active", ("who", "device", "page", "last seen"), people)
+    if not (people or user or device):
+        since = datetime.now(UTC) - ACTIVE
+        if told := _unnamed(service=service, start=since.isoformat()):
+            out.print(f"[italic]{told} in the last 5 minutes. {NAMES}[/italic]", highlight=False)
     complain(answer["sources"])
 
 
@@ -45,18 +58,23 @@ def logs(
     tailspan logs --traffic page
     tailspan logs --user ana@example.com --hours 168 --limit 100 --json
     """
+    if hours > LONGEST_H:
+        older = f"For older ones: tailspan query --list rows --days {ceil(hours / 24)}"
+        raise typer.BadParameter(f"hours is '{hours}'. It is 1 to {LONGEST_H}. {older}")
     wanted = {"service": service, "user": user, "device": device, "traffic": traffic, "hours": hours, "limit": limit}
     answer = ask("/analytics/access-logs", **wanted)
     if as_json:
         return print(json.dumps(answer, indent=2, ensure_ascii=False))
     total = answer["summary"]
     mean = "unknown" if total["avg_response_time_ms"] is None else f"{total['avg_response_time_ms']:.0f} ms"
-    show(
+    title = (
         f"{total['total_requests']} requests of {total['unique_users']} people on {total['unique_devices']} devices "
-        f"in {hours} h, mean {mean}",
-        ("time", "who", "device", "request", "status", "ms", "traffic"),
-        [_row(log) for log in answer["logs"]],
+        f"in {hours} h, mean {mean}"
     )
+    if not (total["unique_users"] or user or device):
+        told = _unnamed(service=service, traffic=traffic, hours=hours)
+        title = f"{told} in {hours} h. {NAMES}" if told else title
+    show(title, ROW, map(_row, answer["logs"]))
     complain(answer["sources"])
 
 
@@ -75,7 +93,7 @@ def query(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="The rows as CSV.")] = False,
 ) -> None:
-    """Any question: metrics by dimensions, or a list of requests or sessions.
+    """Any question: metrics by dimensions, or a list of requests or sessions, whose columns --json and --csv have all.
 
     \b
     tailspan query requests,people --by day --days 30
@@ -94,10 +112,15 @@ def query(
     if as_json:
         return print(json.dumps(answer, indent=2, ensure_ascii=False))
     asked, found = answer["question"], answer["rows"]
-    columns = tuple(found[0]) if found else (*asked["dimensions"], *asked["metrics"])
     left = f", {answer['more']} more" if answer["more"] else ""
     title = f"{asked['start']} to {asked['end']}{left}"
-    show(title, columns, [tuple(row[column] for column in columns) for row in found])
+    if asked["ask"] == "rows":
+        show(title, ROW, map(_row, found))
+    elif asked["ask"] == "sessions":
+        show(title, SESSION, map(_session, found))
+    else:
+        columns = (*asked["dimensions"], *asked["metrics"])
+        show(title, columns, [tuple(row[column] for column in columns) for row in found])
     complain(answer["sources"])
 
 
@@ -169,6 +192,7 @@ def who_is(
 def coverage(
     as_json: AsJson = False,
     service: Service = None,
+    environment: Annotated[str | None, typer.Option(help="Only this environment.")] = None,
     hours: Annotated[int, typer.Option(help="How far back, 1 to 168.")] = 24,
 ) -> None:
     """What nginx saw, by its log, against what services told of themselves: by hour, with the gaps.
@@ -177,34 +201,73 @@ def coverage(
     tailspan coverage --hours 168
     tailspan coverage --service dashboard --json
     """
-    answer = ask("/analytics/coverage", service=service, hours=hours)
+    answer = ask("/analytics/coverage", service=service, environment=environment, hours=hours)
     if as_json:
         return print(json.dumps(answer, indent=2, ensure_ascii=False))
     rows = [
-        (one["hour"], one["service"], one["requests"], one["live"], f"{one['live'] / one['requests']:.1%}")
+        (
+            one["hour"],
+            _named(one),
+            one["requests"],
+            one["by_proxy"],
+            one["live"],
+            f"{1000 * one['live'] // one['requests'] / 1000:.1%}",
+        )
         for one in answer["hours"]
     ]
     if not rows:
-        err.print("No log was read of these hours. Read one: tailspan backfill FILE, or TAILSPAN_NGINX_LOG.")
-    show(f"requests in {hours} h", ("hour", "service", "proxy", "live", "share"), rows)
+        name, where = quote(service or "NAME"), f" --environment {quote(environment)}" if environment else ""
+        settings = f"TAILSPAN_NGINX_LOG and TAILSPAN_NGINX_SERVICE{', TAILSPAN_NGINX_ENVIRONMENT' * bool(where)}"
+        told = f"No log was read of these hours under the name of its service{' and environment' * bool(where)}."
+        fix = f"Read one, or set {settings}: tailspan backfill FILE --service {name}{where}"
+        err.print(f"{told} {fix}", markup=False, highlight=False)
+    show(f"requests in {hours} h", ("hour", "service", "proxy", "by nginx", "live", "share"), rows)
     for one in answer["services"]:
+        if not (one["live"] or one["doubled"]):
+            told = f"{_named(one)} told of none of them: it is not instrumented, or it sent nothing all the time."
+            out.print(escape(told), highlight=False)
         for gap in one["gaps"]:
-            told = f"{one['service']} told nothing from {gap['start']} to {gap['end']}: {gap['requests']} requests"
+            told = f"{_named(one)} told nothing from {gap['start']} to {gap['end']}: {gap['requests']} requests"
             out.print(escape(told), highlight=False)
     complain([source for source in answer["sources"] if source["state"] != "gaps"])
 
 
+def _unnamed(**asked: object) -> str | None:
+    """How many requests there are of callers that nobody named; None of none."""
+    wanted = {"metrics": "requests", "dimensions": "address", "caller": "unknown", "!service": OWN_SERVICE}
+    rows = ask("/analytics/query", **wanted, **asked, limit=10_000)["rows"]
+    addresses = sum(row["address"] is not None for row in rows)
+    count = sum(row["requests"] for row in rows)
+    return f"{count:,} requests of callers that nobody named, from {addresses} tailnet addresses," if count else None
+
+
+def _named(one: dict[str, Any]) -> str:
+    return f"{one['service']} ({one['environment']})" if one["environment"] else str(one["service"])
+
+
 def _row(log: dict[str, Any]) -> tuple[object, ...]:
     took = log["response_time_ms"]
+    named = log["user"] or log["tags"]
     return (
-        f"{datetime.fromisoformat(log['timestamp']).astimezone():%m-%d %H:%M:%S}",  # as the reader's clock has it
-        log["user"] or log["tags"] or f"({log['caller']})",
-        log["device"] or log["ip"],
+        _time(log["timestamp"]),
+        named or log["ip"] or f"({log['caller']})",
+        log["device"] or (log["ip"] if named else None),
         f"{log['method']} {log['endpoint']}",
         log["status"],
         None if took is None else round(took, 1),
         log["traffic"],
     )
+
+
+def _session(one: dict[str, Any]) -> tuple[object, ...]:
+    minutes = round(one["duration_s"] / 60, 1)
+    return _time(one["start"]), one["person"], _named(one), minutes, one["requests"], one["first_page"]
+
+
+def _time(text: str) -> str:
+    """As the reader's clock has it."""
+    at = datetime.fromisoformat(text).astimezone()
+    return f"{at:%m-%d %H:%M:%S}" if at.year == datetime.now(UTC).year else f"{at:%Y-%m-%d %H:%M}"
 
 
 def _device(one: dict[str, Any]) -> tuple[object, ...]:

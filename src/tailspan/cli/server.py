@@ -1,15 +1,23 @@
 """The server that commands ask, over HTTP."""
 
-from typing import Any
+import os
+from typing import Any, Final
 
 import httpx
 import typer
 
 from tailspan.config import Settings
 
+PATIENCE_S: Final = 600.0  # to delete takes InfluxDB long
+
 
 class Unanswered(Exception):
     """The server cannot be asked, or refuses; the message says why and what to do."""
+
+
+def known() -> Settings:
+    """The settings of a command that asks the server: where that one keeps its data is not the command's concern."""
+    return Settings.read({key: value for key, value in os.environ.items() if not key.startswith("INFLUXDB_V2_")})
 
 
 def connect(settings: Settings) -> httpx.Client:
@@ -26,13 +34,13 @@ def ask(path: str, **parameters: object) -> dict[str, Any]:
     return dict(_content(request(path, **parameters)))
 
 
-def request(path: str, **parameters: object) -> httpx.Response:
+def request(path: str, how: str = "GET", /, **parameters: object) -> httpx.Response:
     """The server's response to a question it answers. Raises as `ask`."""
-    settings = Settings.read()
+    settings = known()
     given = {key: str(value) for key, value in parameters.items() if value is not None}
     with connect(settings) as client:
         try:
-            response = client.get(path, params=given)
+            response = client.request(how, path, params=given, timeout=PATIENCE_S if how == "DELETE" else 30)
         except httpx.TransportError as problem:
             raise _nobody(settings.server, problem) from None
     if response.is_success:

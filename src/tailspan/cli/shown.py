@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="The server's answer as JSON, for other programs.")]
-out = Console()
-err = Console(stderr=True)
+out = Console(emoji=False)  # what others wrote is shown as it is
+err = Console(stderr=True, emoji=False)
 
 
 def show(title: str, columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:

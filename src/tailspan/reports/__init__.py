@@ -114,7 +114,7 @@ class Source(BaseModel):
     """Where an answer comes from, and what is wrong with that."""
 
     name: str
-    state: Literal["ok", "no data yet", "ignored", "gaps"] | Trouble | CollectorState | DirectoryState
+    state: Literal["ok", "no data yet", "ignored", "gaps", "doubled"] | Trouble | CollectorState | DirectoryState
     message: str
     newest: str | None = Field(None, description="When its newest request of a service began.")
     services: list[Service] = []

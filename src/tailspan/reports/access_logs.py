@@ -38,6 +38,7 @@ class Log(BaseModel):
     device_id: str | None = Field(description="The device's stable id.")
     device_guess: str | None
     identity_source: str
+    claim: str | None = Field(description="Whom a log's line names: the user where the settings trust that log.")
     proven: bool = Field(description="False where a tailnet peer could have sent these identity headers itself.")
     source: str
     trace_id: str
@@ -128,6 +129,7 @@ def log(span: Span) -> Log:
         device_id=span.node_id,
         device_guess=span.guess,
         identity_source=span.identity_source,
+        claim=span.claim,
         proven=span.proven,
         source=span.source,
         trace_id=span.trace_id.hex(),

@@ -1,13 +1,12 @@
 """Which share of what its proxy saw each service told of itself, by hour, and when it told of nothing."""
 
 from datetime import datetime, timedelta
-from itertools import groupby
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tailspan.coverage import coverages
-from tailspan.ledger import HOUR, Minute
+from tailspan.covered import Covered, Doubled, Gap, Hour
 from tailspan.query import nanoseconds
 from tailspan.reports import Source, Sources, iso
 
@@ -31,7 +30,11 @@ class ServiceCoverage(BaseModel):
     environment: str | None
     requests: int = Field(description="Requests that its proxy wrote down.")
     live: int = Field(description="Of these, those that it told of itself.")
-    share: float = Field(description="0 to 1.")
+    by_proxy: int = Field(description="Of these, those that the proxy answered itself, where its log says so.")
+    share: float = Field(description="0 to 1, rounded down: 1 means all.")
+    doubled: int = Field(
+        description="Of these, those that are there twice: a service told of them under another address or name."
+    )
     gaps: list[Silence]
 
 
@@ -41,6 +44,7 @@ class HourCoverage(BaseModel):
     environment: str | None
     requests: int
     live: int
+    by_proxy: int
 
 
 class CoverageAnswer(BaseModel):
@@ -52,30 +56,38 @@ class CoverageAnswer(BaseModel):
 def coverage(of: Sources, params: CoverageParams, now: datetime) -> CoverageAnswer:
     """Nothing is said of hours of which no log was read."""
     start_ns = nanoseconds(now - timedelta(hours=params.hours))
-    minutes = [one for one in of.store.coverage(start_ns, nanoseconds(now)) if _is_asked(one, params)]
+    found = of.store.coverage(start_ns, nanoseconds(now))
+    asked = Covered(
+        [hour for hour in found.hours if _is_asked(hour, params)],
+        [gap for gap in found.gaps if _is_asked(gap, params)],
+        [one for one in found.doubled if _is_asked(one, params)],
+    )
     services = [
         ServiceCoverage(
             service=one.service,
             environment=one.environment,
             requests=one.requests,
             live=one.live,
-            share=round(one.share, 4),
+            by_proxy=one.own,
+            share=one.share,
+            doubled=one.doubled,
             gaps=[Silence(start=iso(gap.start_ns), end=iso(gap.end_ns), requests=gap.requests) for gap in one.gaps],
         )
-        for one in coverages(minutes)
+        for one in coverages(asked)
     ]
-    return CoverageAnswer(services=services, hours=_hours(minutes), sources=of.told(now))
+    return CoverageAnswer(services=services, hours=list(map(_hour, asked.hours)), sources=of.told(now))
 
 
-def _is_asked(minute: Minute, params: CoverageParams) -> bool:
-    return params.service in (None, minute.service) and params.environment in (None, minute.environment)
+def _is_asked(one: Hour | Gap | Doubled, params: CoverageParams) -> bool:
+    return params.service in (None, one.service) and params.environment in (None, one.environment)
 
 
-def _hours(minutes: list[Minute]) -> list[HourCoverage]:
-    found = []
-    for (service, environment, hour), own in groupby(minutes, lambda one: (*one[:2], one.start_ns // HOUR)):
-        known = list(own)
-        requests, live = sum(one.requests for one in known), sum(one.live for one in known)
-        hours = {"hour": iso(hour * HOUR), "service": service, "environment": environment}
-        found.append(HourCoverage(**hours, requests=requests, live=live))
-    return found
+def _hour(of: Hour) -> HourCoverage:
+    return HourCoverage(
+        hour=iso(of.start_ns),
+        service=of.service,
+        environment=of.environment,
+        requests=of.requests,
+        live=of.live,
+        by_proxy=of.own,
+    )
