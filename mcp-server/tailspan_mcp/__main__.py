@@ -27,8 +27,8 @@ from tailspan_mcp.server import Part, create_server
 from tailspan_mcp.settings import Settings
 from tailspan_mcp.upstream import detail
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False, emoji=False)  # what others wrote is shown as it is
+err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 STATES = {"ok": "[green]ok[/green]     ", "error": "[red]error[/red]  ", "skipped": "[yellow]skipped[/yellow]"}
 PATHS: Final = ("TAILSPAN_TOKEN_FILE", "TAILSPAN_SETTINGS")
 MCP_PATH: Final = "/analytics/mcp"

@@ -166,4 +166,4 @@ async def _seen(server: Upstream, services: Entries, window: dict[str, str], as_
 def _shares(seen: Counter[str], live: Counter[str]) -> dict[str, str]:
     worst = sorted(seen, key=lambda name: (live[name] / seen[name], name))
     more = {"more": f"{len(worst) - SHOWN} services"} if len(worst) > SHOWN else {}
-    return {name: f"{live[name] / seen[name]:.1%} of {seen[name]}" for name in worst[:SHOWN]} | more
+    return {name: f"{1000 * live[name] // seen[name] / 1000:.1%} of {seen[name]}" for name in worst[:SHOWN]} | more

@@ -3,7 +3,9 @@
 import json
 import logging
 import sys
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +14,12 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from tailspan.cli.questions import active, coverage, devices, logs, query, who_is
-from tailspan.cli.server import Unanswered, connect
+from tailspan.cli.removal import remove_log
+from tailspan.cli.server import Unanswered, connect, known
 from tailspan.cli.shown import AsJson, err, out
 from tailspan.config import Settings
 from tailspan.demo.run import demo
-from tailspan.errors import TailspanError
+from tailspan.errors import QuestionError, TailspanError
 from tailspan.ingest.nginx import FORMATS, chosen
 
 app = typer.Typer(
@@ -63,7 +66,7 @@ def doctor(as_json: AsJson = False) -> None:
     """
     from tailspan.doctor import examine  # as above
 
-    settings = Settings.read()
+    settings = known()
     with connect(settings) as client:
         findings = list(examine(settings, client))
     if as_json:
@@ -104,66 +107,87 @@ def backfill(
     environment: Annotated[str | None, typer.Option(help="Likewise deployment.environment.name.")] = None,
     log_format: Annotated[
         str | None,
-        typer.Option("--format", help=f"{', '.join(FORMATS)}, or a log_format string; else by the first lines."),
+        typer.Option(
+            "--format",
+            help=f"{', '.join(FORMATS)}, or the file with its log_format; else as lines look.",
+        ),
     ] = None,
     host: Annotated[
         list[str] | None, typer.Option(help="What the service is called in URLs, if lines do not say.")
     ] = None,
-    since: Annotated[str | None, typer.Option(help="A local date, or a time with offset.")] = None,
+    since: Annotated[str | None, typer.Option(help="A date, or a time: in --zone, if it has no offset.")] = None,
     until: Annotated[str | None, typer.Option(help="Likewise; not included.")] = None,
-    zone: Annotated[str, typer.Option(help="IANA name: of dates here, and of times without offset.")] = "UTC",
-    users: Annotated[
-        bool, typer.Option("--users", help="Believe TS-User and $remote_user: the proxy takes out what clients write.")
-    ] = False,
+    zone: Annotated[str, typer.Option(help="IANA name: of dates and times without offset, here and in lines.")] = "UTC",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only says what would be added.")] = False,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The closing table as JSON, for other programs.")] = False,
 ) -> None:
     """Requests that nginx wrote down: those that no service told of are added. As often as one likes: nothing twice.
 
     \b
-    tailspan backfill /var/log/nginx/access.log*
-    zcat old/*.gz | tailspan backfill - --service dashboard --since 2026-01-01 --dry-run
+    tailspan backfill /var/log/nginx/access.log* --service dashboard
+    zcat old/*.gz | tailspan backfill - --service kitchen --since 2026-01-01 --dry-run
 
     Names and devices come from the history of devices when a question is answered. docs/backfill.md tells how to
     write a log that has the ids of requests, so that live and logged ones are told apart exactly.
     """
     from tailspan.backfill import backfill as read  # as above
-    from tailspan.backfill import show as show_result
     from tailspan.ingest.line import Origin
     from tailspan.labels import is_zone
+    from tailspan.outcome import show
 
-    settings = Settings.read()
+    settings = known()
+    if not service.strip():
+        raise typer.BadParameter("--service is empty. It is what the service calls itself: OTEL_SERVICE_NAME.")
     if not is_zone(zone):
         raise typer.BadParameter(f"--zone is {zone!r}. It is an IANA name such as Europe/Madrid.")
+    since_ns, until_ns = _moment("--since", since, zone), _moment("--until", until, zone)
+    if since_ns is not None and until_ns is not None and until_ns <= since_ns:
+        raise typer.BadParameter(
+            f"--until is {until!r}, which is not after --since ({since!r}): no line is between them."
+        )
     with connect(settings) as client:
         result = read(
             files,
             client,
             err,
             formats=chosen(log_format),
-            origin=Origin(service, environment, tuple(host or ()), zone, users),
-            since_ns=_since(since, zone),
-            until_ns=_since(until, zone),
+            origin=Origin(service, environment, tuple(host or ()), zone),
+            since_ns=since_ns,
+            until_ns=until_ns,
             dry_run=dry_run,
         )
     if as_json:
         print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
     else:
-        show_result(result, out)
+        show(result, out)
     if result.stopped:
         raise typer.Exit(130)
+    if result.problems:
+        if not out.is_terminal:  # as in a crontab, which keeps this alone
+            err.print("\n".join(map(str, result.problems)), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
 
 
-def _since(value: str | None, zone: str) -> int | None:
+def _moment(option: str, value: str | None, zone: str) -> int | None:
     if value is None:
         return None
-    from tailspan.query import nanoseconds  # as above
+    from zoneinfo import ZoneInfo  # as above
+
+    from tailspan.query import nanoseconds
     from tailspan.reports.query import moment_of
 
-    return nanoseconds(moment_of("--since", value, zone))
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(value)
+        if len(value) > len("2026-03-01") and moment.tzinfo is None:
+            value = moment.replace(tzinfo=ZoneInfo(zone)).isoformat()
+    try:
+        return nanoseconds(moment_of(option, value, zone))
+    except QuestionError as problem:
+        raise typer.BadParameter(str(problem)) from None
 
 
-app.command()(demo)
+for command in (remove_log, demo):
+    app.command()(command)
 setup = typer.Typer(no_args_is_help=True, help="Prepares what tailspan needs elsewhere.")
 app.add_typer(setup, name="setup")
 
@@ -207,7 +231,7 @@ def main() -> None:
         sys.exit(1)
     except TailspanError as problem:
         err.print(escape(str(problem)), highlight=False)
-        sys.exit(2 if problem.code == "bad_setting" else 1)
+        sys.exit(2 if problem.code in ("bad_setting", "bad_parameter") else 1)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ TOKEN_FIX: Final = "Send Authorization: Bearer with the server's TAILSPAN_TOKEN.
 UNSEEN: Final = "A tailscaled shares this network and does not say here how it runs: tailnet peers may reach loopback."
 UNSEEN_FIX: Final = (
     "Let TS_SOCKET name its socket, or set TAILSPAN_USERSPACE=false if it has a TUN device; "
-    "else use TAILSPAN_TOKEN, or TAILSPAN_LISTEN=unix:/path."
+    "else use TAILSPAN_TOKEN, or TAILSPAN_LISTEN=unix:/path"
 )
 
 log = logging.getLogger("tailspan")
@@ -235,7 +235,7 @@ def check_listening(settings: Settings, userspace: bool) -> None:
     if settings.unix_path or settings.token:
         return
     host, _ = settings.address
-    fix = "Set TAILSPAN_TOKEN or TAILSPAN_TOKEN_FILE, or listen on a socket: TAILSPAN_LISTEN=unix:/path."
+    fix = "Set TAILSPAN_TOKEN or TAILSPAN_TOKEN_FILE, or listen on a socket: TAILSPAN_LISTEN=unix:/path"
     if not is_loopback(host):
         raise SettingError(
             f"TAILSPAN_LISTEN is {settings.listen!r}, which other machines reach.",

@@ -34,7 +34,7 @@ class Agent:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if find_spec("tailspan_mcp") is None:
-            fix = "Run: pip install 'tailspan[mcp]', and start again."
+            fix = "Install it, and start again: pip install 'tailspan[mcp]'"
             error = NotInstalledError("The MCP server is not installed.", fix=fix)
             return await refusal(error, scope)(scope, receive, send)
         self._wanted.set()

@@ -130,8 +130,8 @@ def _parts(
         settings.nginx_log,
         witness,
         lambda: nanoseconds(clock()),
-        chosen(settings.nginx_format),
-        Origin(settings.nginx_service, users=settings.nginx_users),
+        chosen(settings.nginx_format, "TAILSPAN_NGINX_FORMAT"),
+        Origin(settings.nginx_service, settings.nginx_environment, settings.nginx_host, settings.nginx_zone),
         hold_s=HOLD_S if settings.influxdb else 0,
     )
     return replace(of, log=lambda: follower.state), witness, follower

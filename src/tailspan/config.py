@@ -14,6 +14,7 @@ from tailspan_otel.identity import LOOPBACK, Network
 from tailspan_otel.peers import peer_of
 
 from tailspan.errors import SettingError
+from tailspan.labels import is_zone
 
 LISTEN: Final = "127.0.0.1:8100"
 TAILSCALED: Final = Path("/var/run/tailscale/tailscaled.sock")
@@ -67,8 +68,10 @@ class Settings:
     ts_socket: Path = field(default_factory=lambda: TAILSCALED)  # TS_SOCKET: tailscaled's own
     nginx_log: tuple[str, ...] = ()  # logs that the server reads by itself: paths or patterns, comma separated
     nginx_service: str = "nginx"  # whose requests they have: service.name, as the service calls itself
-    nginx_format: str | None = None  # a name or a log_format string; None: by the first lines
-    nginx_users: bool = False  # the proxy takes out TS-User and $remote_user that clients write: they are believed
+    nginx_environment: str | None = None  # likewise deployment.environment.name
+    nginx_host: tuple[str, ...] = ()  # what the service is called in URLs, where lines do not tell; comma separated
+    nginx_zone: str = "UTC"  # IANA name: of times without an offset
+    nginx_format: str | None = None  # a name, a log_format string, or its file; None: by each line
     trusted_peers: tuple[Network | str, ...] = LOOPBACK  # proxies whose headers are believed in other services' spans
     influxdb: InfluxDB | None = None  # INFLUXDB_V2_*; None: the database file is the store
     collector: str = ""  # OTEL_EXPORTER_OTLP_ENDPOINT, or …_TRACES_ENDPOINT: by which log lines get into InfluxDB
@@ -123,7 +126,9 @@ def _influxdb(given: Mapping[str, str]) -> InfluxDB | None:
         return None
     found: dict[str, str | int] = {"url": _web("INFLUXDB_V2_URL", given["INFLUXDB_V2_URL"])}
     if (token := _secret("INFLUXDB_V2_TOKEN", given)) is None:
-        fix = "Make the bucket and its tokens: tailspan setup influxdb"
+        fix = (
+            "It is in the file that INFLUXDB_V2_TOKEN_FILE names, and that this command makes: tailspan setup influxdb"
+        )
         raise SettingError("INFLUXDB_V2_URL is set, and INFLUXDB_V2_TOKEN is not.", fix=fix)
     found["token"] = token
     found |= {name: given[key] for name in ("org", "bucket") if (key := f"INFLUXDB_V2_{name.upper()}") in given}
@@ -251,6 +256,12 @@ def _word(key: str, value: str) -> str:
     return value
 
 
+def _zone(key: str, value: str) -> str:
+    if is_zone(value):
+        return value
+    raise SettingError(f"{key} is {value!r}.", value=value, rule="It is an IANA name such as Europe/Madrid.")
+
+
 def _web(key: str, value: str) -> str:
     """A URL that may be shown."""
     parts = urlsplit(value)
@@ -274,8 +285,10 @@ READERS: Final = {
     "TAILSPAN_STATUS": _place,
     "TAILSPAN_NGINX_LOG": _paths,
     "TAILSPAN_NGINX_SERVICE": _word,
+    "TAILSPAN_NGINX_ENVIRONMENT": _word,
+    "TAILSPAN_NGINX_HOST": lambda key, value: _names(value),
+    "TAILSPAN_NGINX_ZONE": _zone,
     "TAILSPAN_NGINX_FORMAT": _word,
-    "TAILSPAN_NGINX_USERS": _flag,
 }
 INFLUXDB_KEYS: Final = frozenset(
     f"INFLUXDB_V2_{name}"

@@ -141,6 +141,11 @@ class Forgotten(BaseModel):
     requests: int = Field(description="How many requests and views were deleted.")
 
 
+class Removed(BaseModel):
+    service: str
+    requests: int = Field(description="How many requests were deleted.")
+
+
 def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
     """Everything under /analytics/, for any app: it tells of errors itself. `clock` gives a question's now, in UTC."""
     routes = APIRouter(prefix="/analytics", route_class=Answering)
@@ -217,7 +222,7 @@ def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
     @routes.get("/people/{login}", response_class=StreamingResponse, responses=EXPORT)
     def export(login: str) -> StreamingResponse:
         """Everything kept of a person, oldest first: a request or view a line, as JSON."""
-        spans = of.store.export(login)
+        spans = of.store.export(login, of.meaning().trusted_logs)
         first = list(islice(spans, 1))  # before the answer begins: a store in trouble is no empty answer
         lines = (f"{log(span).model_dump_json()}\n" for span in chain(first, spans))
         return StreamingResponse(lines, media_type="application/x-ndjson")
@@ -225,7 +230,16 @@ def analytics(of: Sources, clock: Callable[[], datetime]) -> APIRouter:
     @routes.delete("/people/{login}", responses=REFUSAL)
     def forget(login: str) -> Forgotten:
         """Deletes everything kept of a person, for good."""
-        return Forgotten(login=login, requests=of.store.forget(login))
+        return Forgotten(login=login, requests=of.store.forget(login, of.meaning().trusted_logs))
+
+    @routes.delete(
+        "/logs/{service:path}", responses={404: {"description": "No name of a service has line ends"}, **REFUSAL}
+    )
+    def remove_log(service: str) -> Removed:
+        """Deletes the requests of a service that only a log told of: it may be read again, under another name, too."""
+        removed = Removed(service=service, requests=of.store.remove_log(service))
+        of.coverage.doubt()
+        return removed
 
     return routes
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Final
 
 import uvicorn
 
@@ -15,6 +16,8 @@ from tailspan.app import create_app, know_viewers
 from tailspan.config import Settings
 from tailspan.errors import SettingError
 from tailspan.store.duckdb import DuckDB
+
+KEEP_ALIVE_S: Final = 75  # longer than clients and proxies keep one: what they are just using must not be closed
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
@@ -35,6 +38,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
             access_log=False,  # it would repeat what is recorded anyway
             server_header=False,
             log_level="warning",
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=5,
         )
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has stopped

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tailspan.demo.visitors import ANA, EVA, LEO, MALLORY, ZOE, Visitor
-from tailspan.serve import bind
+from tailspan.serve import KEEP_ALIVE_S, bind
 
 YOU: Final = Visitor("100.64.0.10", "", "you@example.com", "You")
 VISITORS: Final = {"ana": ANA, "leo": LEO, "zoe": ZOE, "eva": EVA, "mallory": MALLORY}
@@ -82,6 +82,7 @@ def main() -> None:
         date_header=False,
         access_log=False,
         log_level="warning",
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=2,
     )
     uvicorn.Server(config).run(sockets=[listening])

@@ -212,7 +212,10 @@ async def sightings(client: httpx.AsyncClient) -> list[str]:
 
     Or what the server says instead: a store may be slow for a while.
     """
-    answers = [await client.get(f"/analytics/{what}") for what in ("active", "access-logs?hours=1")]
+    try:
+        answers = [await client.get(f"/analytics/{what}") for what in ("active", "access-logs?hours=1")]
+    except httpx.ReadTimeout:
+        return ["The server takes long to answer; it is asked again."]
     for answer in answers:
         if answer.is_error:
             return [answer.json()["error"]["message"]]

@@ -201,7 +201,13 @@ def main() -> None:
     app = create_app(beside_opentelemetry=given.beside_opentelemetry)
     print(f"http://{given.host}:{sockets[1].getsockname()[1]}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has stopped
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        timeout_keep_alive=75,  # a proxy must not use what is just being closed
+        timeout_graceful_shutdown=2,
+    )
     uvicorn.Server(config).run(sockets=sockets)
 
 

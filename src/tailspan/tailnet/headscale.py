@@ -13,7 +13,7 @@ from tailspan.tailnet import TIMEOUT_S, Listed, Look, addresses, answered, check
 
 EVERY_S: Final = 30.0  # to check the key costs headscale a tenth of a second of work
 FIXES: Final = {
-    401: "Make a new key: headscale apikeys create; then set HEADSCALE_API_KEY.",
+    401: "Make a new key, and set HEADSCALE_API_KEY to it: headscale apikeys create",
     404: "Correct HEADSCALE_URL: it is headscale's server_url.",
 }
 

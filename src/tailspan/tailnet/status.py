@@ -27,10 +27,10 @@ from tailspan.tailnet import (
 EVERY_S: Final = 30.0
 MULLVAD: Final = ".mullvad.ts.net."  # exit nodes for rent: hundreds, and none of them a visitor
 OUT: Final = {
-    "NeedsLogin": "Log it in: tailscale up.",
+    "NeedsLogin": "Log it in: tailscale up",
     "NeedsMachineAuth": "Approve it at the admin console's Machines page.",
-    "Stopped": "Start it: tailscale up.",
-    "NoState": "It may be starting; else: tailscale up.",
+    "Stopped": "Start it: tailscale up",
+    "NoState": "It may be starting; else: tailscale up",
 }
 
 

@@ -5,7 +5,7 @@
 const HERE = new URL(import.meta.url);
 const ACTIVE_EVERY_MS = 1_000; // who opens the page on a phone is on the card within three seconds, by a wide margin
 const ALL_EVERY_MS = 60_000;
-const AGAIN_MS = 10_000; // after a question that failed
+const AGAIN_MS = 10_000; // after a question that failed, or an answer that had nothing yet
 const TIMEOUT_MS = 15_000;
 const FEATURES = 5;
 const ACTIVE = 8;
@@ -319,7 +319,8 @@ class AnalyticsWidget extends (globalThis.HTMLElement ?? Object) {
     this.#skew = Date.parse(body.end) - this.#at;
     const { active_users, total_active, sources } = body;
     this.#answer = what === "refresh" ? { ...this.#answer, active_users, total_active, sources } : body;
-    if (what !== "refresh") this.#dueAll = this.#at + ALL_EVERY_MS;
+    const isEmpty = sources.some(({ state }) => state === "no data yet");
+    if (what !== "refresh") this.#dueAll = this.#at + (isEmpty ? AGAIN_MS : ALL_EVERY_MS);
     this.#due = this.#named ? this.#at + ACTIVE_EVERY_MS : this.#dueAll;
   }
 
