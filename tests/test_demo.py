@@ -1,5 +1,6 @@
 """`tailspan demo` as a newcomer runs it, and the stand-ins that it is made of."""
 
+import asyncio
 import json
 import re
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tailspan.demo import run
 from tailspan.demo.localapi import CAPTURES, LocalAPI
 from tailspan.demo.visitors import ATTACK, EVA, HOST, RUNNER, Visitor
 from tests.conftest import DEADLINE_S, Launch, Program
@@ -117,6 +119,17 @@ def test_without_a_pipeline_in_the_environment_the_demo_says_what_is_missing(lau
     assert (code, said, "INFLUXDB_V2_URL is not set" in complaints) == (2, "", True)
     code, said, complaints = launch("tailspan", "demo", "--influxdb", INFLUXDB_V2_URL="http://127.0.0.1:1").ended()
     assert (code, said, "OTEL_EXPORTER_OTLP_ENDPOINT is not set" in complaints) == (2, "", True)
+
+
+def test_a_server_that_takes_long_is_asked_again() -> None:
+    def slow(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("", request=request)
+
+    async def told() -> list[str]:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(slow), base_url="http://server") as client:
+            return await run.sightings(client)
+
+    assert asyncio.run(told()) == ["The server takes long to answer; it is asked again."]
 
 
 def test_a_killed_demo_takes_its_processes_along(launch: Launch, ports_taken: None, tmp_path: Path) -> None:

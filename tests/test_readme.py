@@ -35,7 +35,7 @@ def test_every_endpoint_of_the_readme_exists(tmp_path: Path) -> None:
     store = DuckDB(tmp_path / "t.duckdb")
     paths = create_app(Settings(), store, lambda: datetime(2026, 1, 1, tzinfo=UTC)).openapi()["paths"]
     store.close()
-    assert set(re.findall(r"`GET (/[\w/{}-]+)", README)) - {"/docs"} == set(paths)
+    assert set(re.findall(r"`(?:GET|DELETE) (/[\w/{}-]+)", README)) - {"/docs"} == set(paths)
 
 
 def test_every_page_of_the_docs_that_is_linked_exists() -> None:

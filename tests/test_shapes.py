@@ -37,7 +37,7 @@ SETTINGS: Final = f"""
 
 
 def node(name: str | None, device_id: str | None, ip: str, **more: str | None) -> Json:
-    nobody = {"user": None, "full_name": None, "tags": None, "device_guess": None, "proven": True}
+    nobody = {"user": None, "full_name": None, "tags": None, "device_guess": None, "claim": None, "proven": True}
     return {**nobody, "device": name, "device_id": device_id, "ip": ip, **more}
 
 
@@ -152,7 +152,7 @@ class Visited:
         return (moment(newest["timestamp"]) - moment(oldest["timestamp"])).total_seconds()
 
     def wait(self) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while len(self.logs) < len(REQUESTS) or not self.stopped():
             assert time.monotonic() < deadline, self.logs
             self.logs = self.client.get("/analytics/access-logs?service=factory").json()["logs"]

@@ -45,6 +45,7 @@ def request(number: int, start_ns: int, chance: Random) -> Span:
         duration_ns=chance.randrange(10**6, 10**9),
         path=route,
         visible_ms=None,
+        open_ns=None,
         service=f"service-{person % 20}",
         environment="production",
         method="GET",

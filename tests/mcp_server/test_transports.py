@@ -172,7 +172,7 @@ def test_where_it_is_not_installed_that_is_what_it_says(tailspan: Tailspan, monk
             "error": {
                 "code": "not_installed",
                 "message": "The MCP server is not installed.",
-                "fix": "Run: pip install 'tailspan[mcp]', and start again.",
+                "fix": "Install it, and start again: pip install 'tailspan[mcp]'",
             }
         },
     )

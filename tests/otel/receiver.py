@@ -224,9 +224,3 @@ def captured(file: str) -> list[tuple[str, str]]:
 def client(base_url: str, **transport: Any) -> httpx.Client:
     """A client of its own connection: `local_address`, `uds`; waits for a server that is about to listen."""
     return httpx.Client(base_url=base_url, transport=httpx.HTTPTransport(retries=8, **transport), timeout=PATIENCE_S)
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])

@@ -15,7 +15,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from tailspan_otel import attributes as name
 from tailspan_otel import export, heartbeat, instrument
 
-from tests.otel.receiver import Receiver, client, free_port, serving, spans_of
+from tests.otel.receiver import Receiver, client, serving, spans_of
+from tests.stack.engines import free_port
 
 AWAY_S = 8.0
 PER_S = 50

@@ -19,7 +19,8 @@ from tailspan_otel import attributes as name
 from tailspan_otel import heartbeat, instrument
 from websockets.sync.client import connect
 
-from tests.otel.receiver import PATIENCE_S, Receiver, Span, client, end, free_port, serving
+from tests.otel.receiver import PATIENCE_S, Receiver, Span, client, end, serving
+from tests.stack.engines import free_port
 
 APP = """
 import os

@@ -55,6 +55,19 @@ def is_device(span: Span) -> bool:
     return span.caller in ("person", "tagged", "shared")
 
 
+def claimed(span: Span, labels: Labels) -> Span:
+    """ "`TS-User` and `$remote_user` are identity, when read, only for a log whose proxy is declared to blank them."
+
+    Elsewhere the line names nobody, and "`internal` (caller local …)" holds.
+    """
+    if span.source != "log" or span.login or span.identity_source not in ("serve_header", "nginx_auth"):
+        return span._replace(claim=None)
+    if labels.trusted_logs.get(span.service) == span.identity_source:
+        return span._replace(login=span.claim, caller="person")
+    internal = span.caller == "local" and span.traffic != "agent"
+    return span._replace(identity_source="none", traffic="internal" if internal else span.traffic)
+
+
 def joined(span: Span, history: Iterable[Device]) -> Span:
     """ "The server names it when a question is answered, from the device history as of that time."
 
@@ -104,7 +117,8 @@ def traffic(span: Span, labels: Labels) -> str:
         return span.traffic
     if any(is_check(span, checker) for checker in labels.checkers):
         return "health"
-    return "poll" if span.traffic == "api" and span.route in labels.polls else span.traffic
+    is_poll = span.route in labels.polls or (span.source == "log" and span.polled)
+    return "poll" if span.traffic == "api" and is_poll else span.traffic
 
 
 def as_answered(spans: Iterable[Span], history: Sequence[Device], labels: Labels) -> list[Span]:
@@ -112,7 +126,7 @@ def as_answered(spans: Iterable[Span], history: Sequence[Device], labels: Labels
 
     "Stored unmapped; a table in the settings maps it when a question is answered."
     """
-    known = [joined(span, history) for span in spans]
+    known = [joined(claimed(span, labels), history) for span in spans]
     named = [span._replace(node=present_name(span, history)) for span in known]
     return [
         span._replace(

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from hypothesis import strategies as st
 
-from tailspan.labels import Checker, Labels
+from tailspan.labels import CLAIMS, Checker, Labels
 from tailspan.query import DIMENSIONS, FILTERS, METRICS, RECORD, VALUES, Aggregate, Kind, Name, Range, Rows, Sessions
 from tailspan.span import Device, Heartbeat, Span
 from tests.server.reference import APART, LOAD, MS, SECOND
@@ -74,6 +74,7 @@ class Caller(NamedTuple):
     tags: str | None = None
     address: str | None = None
     client_address: str | None = None
+    claim: str | None = None  # of a log's line
 
 
 USUAL: Final = (
@@ -88,6 +89,9 @@ USUAL: Final = (
     Caller(None, "tagged", "whois", "n3", "runner", "tag:ci", ADDRESSES[1], ADDRESSES[1]),
     Caller(PEOPLE[2], "person", "nginx_auth", None, None, None, None, "192.0.2.1"),
     Caller(None, "funnel", "none", None, None, None, None, "192.0.2.2"),
+    Caller(None, "unknown", "serve_header", None, None, None, ADDRESSES[0], ADDRESSES[0], PEOPLE[1]),
+    Caller(None, "unknown", "nginx_auth", None, None, None, None, "192.0.2.1", PEOPLE[2]),
+    Caller(None, "local", "serve_header", None, None, None, None, "127.0.0.1", PEOPLE[0]),
 )
 
 
@@ -105,6 +109,7 @@ def any_caller(pick: Pick) -> Caller:
         tags=pick((None, "tag:ci", "tag:ci,tag:web")),
         address=pick((None, *ADDRESSES)),
         client_address=pick((None, *ADDRESSES, "192.0.2.1")),
+        claim=pick((None, *PEOPLE)),
     )
 
 
@@ -133,6 +138,7 @@ def any_scene(pick: Pick) -> Scene:
 
 def any_span(pick: Pick, number: int, at: int, scene: Scene) -> Span:
     is_view = not pick(range(6))
+    who = pick(scene.casts)
     return Span(
         trace_id=(number + 1).to_bytes(8, "big") + number.to_bytes(8, "big"),  # a log's line has no other span's twin
         span_id=(number + 1).to_bytes(8, "big"),
@@ -147,17 +153,20 @@ def any_span(pick: Pick, number: int, at: int, scene: Scene) -> Span:
         status=pick((200, 200, 304, 404, 499, 500, 503, None)),
         full_name=pick((None, "Ana", "Leo")),
         guess=pick((None, "iPhone")),
-        source="page" if is_view else pick(("live", "live", "live", "log")),
+        source="page" if is_view else "log" if who.claim else pick(("live", "live", "live", "log")),
         proven=pick((True, False)),
         traffic=pick(scene.traffics),
         page=pick(scene.pages),
         user_agent=pick((None, "curl/8", "Uptime-Kuma/1.23")),
+        polled=not pick(range(3)),
+        by_proxy=number % 3 == 0,
         schema=1,
         kind="view" if is_view else "request",
         card=pick((None, *CARDS, *CARDS)) if is_view else None,
         variant=pick((None, *VARIANTS)) if is_view else None,
         visible_ms=pick((None, 0, 1500, 10**9)) if is_view else None,
-        **pick(scene.casts)._asdict(),
+        open_ns=None,
+        **who._asdict(),
     )
 
 
@@ -176,7 +185,7 @@ def any_world(pick: Pick, scene: Scene, at: int, count: int) -> list[Span]:
 
 def rich_world() -> list[Span]:
     """One world that has everything, the same each time."""
-    pick = Random(2026).choice
+    pick = Random(2030).choice
     casts = [*USUAL, *(any_caller(pick) for _ in range(6)), *(USUAL[0], USUAL[4]) * 12]
     traffics = (*("page", "api", "api", "poll") * 3, *VALUES["traffic"])
     scene = Scene(casts, (*SHORT * 4, *LONG[:6]), (None, *PAGES, *PAGES[:2] * 3), traffics)
@@ -216,6 +225,7 @@ labels: Final = st.just(Labels()) | st.builds(
         st.sampled_from((*FEATURES, "Get Files")),
         max_size=4,
     ),
+    trusted_logs=st.dictionaries(st.sampled_from(SERVICES), st.sampled_from(tuple(CLAIMS.values())), max_size=2),
     polls=st.lists(st.sampled_from((*ROUTES, *PATHS)), max_size=2, unique=True).map(tuple),
     checkers=st.lists(
         st.fixed_dictionaries(

@@ -181,6 +181,7 @@ def test_who_may_read_may_not_delete_or_deliver(serving: Serving, headers: dict[
         until(lambda: client.app.state.tailnet.posts[-1].look)  # type: ignore[attr-defined]  # as above
         assert client.get("/analytics/active", headers=headers).status_code == 200
         assert client.delete("/analytics/people/ana@example.com", headers=headers).status_code == 403
+        assert client.delete("/analytics/logs/dashboard", headers=headers).status_code == 403
         assert client.post("/v1/traces", json=export(span(1)), headers=headers).status_code == 403
         assert client.post("/analytics/query", json={"metrics": ["requests"]}, headers=headers).status_code == 200
 

@@ -74,6 +74,7 @@ def test_json_protobuf_and_gzip_of_one_message_are_the_same_rows(serving: Servin
             "tags": None,
             "device_id": "n1CNTRL",
             "device_guess": None,
+            "claim": None,
             "identity_source": "serve_header",
             "proven": True,
             "source": "live",

@@ -1,6 +1,6 @@
 """What is kept, walked through, exported, forgotten and deleted, all held to the plain-Python reference."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,14 +14,14 @@ from starlette.testclient import TestClient
 from tailspan import sql
 from tailspan.app import create_app
 from tailspan.config import Settings
-from tailspan.labels import Labels
+from tailspan.labels import NO_LOGS, Labels
 from tailspan.query import Aggregate, Question, Range, Rows, Sessions
 from tailspan.reports import iso
 from tailspan.reports.access_logs import log
 from tailspan.span import Heartbeat, Span
 from tailspan.store.duckdb import DuckDB
 from tests.server.reference import SECOND, active, answer, as_answered, history_of, place
-from tests.server.strategies import LISTED, PEOPLE, TABLET, dense_world, heartbeats, questions, worlds
+from tests.server.strategies import LISTED, PEOPLE, SERVICES, TABLET, dense_world, heartbeats, questions, worlds
 from tests.server.test_reference import PROFILE, WORLD, at, opened
 
 YEAR: Final = {"start": "2026-01-01", "end": "2030-01-01"}
@@ -111,10 +111,10 @@ def test_who_is_active_is_as_the_definition_says_at_any_moment(seeds: range) -> 
 
 
 def test_an_export_over_http_is_everything_of_a_person_a_line_each() -> None:
-    with opened() as store:
-        store.write(WORLD)
-        with asking(store, [datetime(2026, 12, 31, tzinfo=UTC)]) as client:
-            for login in PEOPLE:
+    for login in PEOPLE:
+        with opened() as store:
+            store.write(WORLD)
+            with asking(store, [datetime(2026, 12, 31, tzinfo=UTC)]) as client:
                 lines = client.get(f"/analytics/people/{login}").text.splitlines()
                 theirs = of_login(login, WORLD)
                 assert lines == [log(span).model_dump_json() for span in theirs]
@@ -124,10 +124,16 @@ def test_an_export_over_http_is_everything_of_a_person_a_line_each() -> None:
                 assert client.get(f"/analytics/people/{login}").text == ""
 
 
-def of_login(login: str, spans: Sequence[Span], devices: Sequence[Any] = ()) -> list[Span]:
-    """What the answers show under that login, oldest first."""
-    known = as_answered(spans, [*history_of(spans), *devices], Labels())
-    return sorted((span for span in known if span.login == login), key=place)
+def ids(spans: Sequence[Span]) -> set[tuple[bytes, bytes]]:
+    return {(span.trace_id, span.span_id) for span in spans}
+
+
+def of_login(
+    login: str, spans: Sequence[Span], devices: Sequence[Any] = (), trusted_logs: Mapping[str, str] = NO_LOGS
+) -> list[Span]:
+    """What the answers show under that login, and the lines of logs that name it, believed or not; oldest first."""
+    known = as_answered(spans, [*history_of(spans), *devices], Labels(trusted_logs=trusted_logs))
+    return sorted((span for span in known if login in (span.login, span.claim)), key=place)
 
 
 @PROFILE
@@ -136,16 +142,16 @@ def test_after_a_person_is_forgotten_answers_are_as_if_they_had_never_been_there
     world, listed = data.draw(worlds()), data.draw(LISTED)
     login = data.draw(st.sampled_from(PEOPLE))
     asked = data.draw(st.lists(questions(world), min_size=1, max_size=2))
-    theirs = of_login(login, world, listed)
-    gone = {(span.trace_id, span.span_id) for span in theirs}
-    left = [span for span in world if (span.trace_id, span.span_id) not in gone]
+    trusted = data.draw(st.sampled_from(({}, {SERVICES[0]: "serve_header"}, dict.fromkeys(SERVICES, "nginx_auth"))))
+    theirs = of_login(login, world, listed, trusted)
+    left = [span for span in world if (span.trace_id, span.span_id) not in ids(theirs)]
     history = [device for device in history_of(world) + listed if device.login != login]
     with opened() as store:
         store.write(world)
         store.learn(listed)
-        assert list(store.export(login)) == theirs
-        assert store.forget(login) == len(theirs)
-        assert list(store.export(login)) == []
+        assert list(store.export(login, trusted)) == theirs
+        assert store.forget(login, trusted) == len(theirs)
+        assert list(store.export(login, trusted)) == []
         assert sorted(store.history(), key=repr) == sorted(history, key=repr)
         for query in asked:
             assert (query, store.run(query)) == (query, answer(query, left, history))

@@ -3,14 +3,19 @@
 import os
 import random
 import re
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import pytest
 
+from tailspan.delivery import delivery, parse
 from tailspan.errors import SettingError
 from tailspan.ingest.line import Origin, asked, plainly_asked
-from tailspan.ingest.lines import Log, Tally
+from tailspan.ingest.lines import Log
 from tailspan.ingest.nginx import FORMATS, Format, chosen, detected
+from tailspan.ingest.tally import Tally
 from tailspan.span import ABOUT
 from tests.server.logs import SIDECAR, combined, identified
 from tests.server.spans import NOW_NS, SECOND
@@ -58,7 +63,7 @@ BAIT: Final = (
         "漢",
     ),
     *("GET /admin HTTP/1.1", "a", "boss", "\t", "100.64.0.1", '\\"', "\\\\", "?secret=1", "/", "\x7f", "\U0001f600"),
-    *("%", "$status"),
+    *("%", "$status", "/1" * 511, "/../"),
 )
 ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
 
@@ -85,11 +90,14 @@ def line_of(form: str, bait: random.Random) -> bytes:
     return re.sub(r"\$(\w+)", value, FORMATS[form]).encode("latin-1") + b"\n"
 
 
-def read(form: str, content: bytes) -> tuple[list[list[str]], list[dict[str, object]], Tally]:
+def read(
+    form: str, content: bytes, formats: Sequence[Format] = ()
+) -> tuple[list[list[str]], list[dict[str, object]], Tally]:
     """The rows, what each is about, and the tally."""
     log = Log(Origin("dashboard"), Tally())
-    log.open_file(chosen(form)[0])
-    lines = log.read(content, NOW_NS)
+    log.open_file(chosen(form)[0], formats)
+    lines, head = parse(delivery(log.read(content, NOW_NS), None))  # as the server gets them
+    assert not head.dry_run
     rows = [row.split("\t") for row in lines.rows.decode().splitlines()]
     return rows, [dict(zip(ABOUT, lines.abouts[int(row[0])], strict=True)) for row in rows], log.tally
 
@@ -106,7 +114,22 @@ def test_whatever_a_client_writes_a_line_stays_its_own(form: str) -> None:
         assert int(row[3]) == AT_NS
         told = (about["address"], about["client_address"], about["status"], about["login"], about["caller"])
         assert told == ("100.64.0.7", "100.64.0.7", 403, None, "unknown")
-        assert "secret" not in f"{row[5]}{about['page']}"
+        assert all(len(str(value).encode()) <= 1024 for value in about.values())
+        assert "secret" not in f"{row[6]}{about['page']}"
+
+
+def test_whatever_a_client_writes_no_line_is_read_in_another_format_than_its_own() -> None:
+    bait = random.Random(1)
+    forms = bait.choices(list(FORMATS), k=LINES // 6)
+    content = b"".join(line_of(form, bait) for form in forms)
+    rows, abouts, tally = read("combined", content, chosen(None))
+    assert tally.lines == len(rows) + tally.dropped.total() == len(forms)
+    assert {reason.partition(",")[0] for reason in tally.dropped} <= {"no HTTP request", "two formats in one file"}
+    assert len(rows) > LINES // 14
+    told = {(one["address"], one["client_address"], one["status"], one["login"], one["caller"]) for one in abouts}
+    assert told == {("100.64.0.7", "100.64.0.7", 403, None, "unknown")}
+    identified = sum(row[1] == OWN["request_id"] for row in rows)
+    assert abs(identified / len(rows) - 1 / len(FORMATS)) < 0.1
 
 
 def test_what_is_read_the_short_way_is_as_it_would_be_the_long_way() -> None:
@@ -138,7 +161,9 @@ def test_what_is_read_the_short_way_is_as_it_would_be_the_long_way() -> None:
 @pytest.mark.parametrize("form", FORMATS)
 def test_bytes_at_random_are_read_or_dropped_with_a_reason(form: str) -> None:
     made = random.Random(form)
-    good = {"combined": combined(), "sidecar": SIDECAR.read_text().splitlines()[5] + "\n", "tailspan": identified(7)}
+    main = combined().rstrip() + ' "100.64.0.7"\n'
+    sidecar = SIDECAR.read_text().splitlines()[5] + "\n"
+    good = {"combined": combined(), "main": main, "sidecar": sidecar, "tailspan": identified(7)}
     content = bytearray()
     count = 0
     while count < LINES // 6:
@@ -173,10 +198,45 @@ def test_a_log_format_of_ones_own_is_read_as_it_stands_in_nginx_conf() -> None:
     [about] = lines.abouts.values()
     known = dict(zip(ABOUT, about, strict=True))
     assert (known["method"], known["route"], known["address"]) == ("POST", "/a b/{id}", "fd7a:115c:a1e0::7")
-    _, _, _, start, took, path = lines.rows.decode().rstrip("\n").split("\t")
-    assert (int(start), int(took), path) == (AT_NS - 3 * SECOND // 2, 3 * SECOND // 2, "/a b/7")
+    _, _, _, start, took, opened, path = lines.rows.decode().rstrip("\n").split("\t")
+    assert (int(start), int(took), opened, path) == (AT_NS - 3 * SECOND // 2, 3 * SECOND // 2, "", "/a b/7")
     with pytest.raises(SettingError, match=r"lacks when .*; the answer"):
         chosen("$remote_addr $request")
+
+
+OWN_TEXT: Final = """$remote_addr - [$time_local] "$request" $status it's "$http_user_agent\""""
+CONF: Final = """http {{ # it's commented
+    log_format timing '$request_time';
+    log_format {escape} "$remote_addr - [$time_local] \\"$request\\" "
+        '$status it\\'s "' # the agent
+        $http_user_agent '"';
+    access_log /var/log/nginx/access.log own;
+}}
+"""
+
+
+def test_a_log_format_is_found_in_the_file_that_has_it_however_it_is_quoted(tmp_path: Path) -> None:
+    conf = tmp_path / "nginx.conf"
+    conf.write_text(CONF.format(escape="own"))
+    for given in (str(conf), CONF.format(escape="own"), OWN_TEXT):
+        assert [(form.name, form.text) for form in chosen(given)] == [("own", OWN_TEXT)], given
+    conf.write_text(CONF.format(escape="own escape=json"))
+    [form] = chosen(str(conf))
+    assert form.pattern.fullmatch(rb"""1.2.3.4 - [%s] "GET /\"a HTTP/1.1" 200 it's "b\"c" """.strip() % AT.encode())
+
+
+def test_a_log_format_that_is_none_or_that_lets_clients_write_lines_is_refused(tmp_path: Path) -> None:
+    conf = tmp_path / "nginx.conf"
+    for content, wrong in (
+        (CONF.format(escape="own escape=none"), "The log_format own has escape=none: .*Take escape=json"),
+        ("http { log_format timing '$request_time'; }", r"lacks when .*/etc/nginx/nginx.conf"),
+        ("http { include more; }", "has no log_format: nginx writes combined then, .* sudo nginx -T > all.conf"),
+    ):
+        conf.write_text(content)
+        with pytest.raises(SettingError, match=wrong):
+            chosen(str(conf))
+    with pytest.raises(SettingError, match=r"--format is .*no file: .*No such file.*/etc/nginx/nginx.conf"):
+        chosen("combnied")
 
 
 def test_combined_without_an_offset_is_in_the_zone_that_is_given() -> None:
@@ -186,3 +246,35 @@ def test_combined_without_an_offset_is_in_the_zone_that_is_given() -> None:
     log = Log(Origin("dashboard", zone="Europe/Madrid"), Tally())
     log.open_file(form)
     assert int(log.read(line, NOW_NS).rows.split(b"\t")[3]) == AT_NS
+
+
+def test_an_example_of_what_was_dropped_steers_no_terminal() -> None:
+    _, _, tally = read("combined", "\x1b[31m é \u202e\xff".encode() + b"\xff\x9b\n")
+    assert tally.examples == {"not in the format": "\\x1b[31m é \\u202eÿ\\xff\\x9b"}
+
+
+def test_equal_lines_of_files_that_were_rotated_in_one_second_are_told_in_whatever_order_they_are_read() -> None:
+    for order in ((2, 0, 3), (0, 3, 2), (3, 2, 0)):
+        log = Log(Origin("dashboard"), Tally())
+        for count in order:
+            log.open_file(chosen("combined")[0])
+            log.read(
+                (combined() * count + combined("GET /other HTTP/1.1", address=f"100.64.0.{count}")).encode(), NOW_NS
+            )
+        assert log.tally.alike == 2
+
+
+def test_what_is_remembered_is_bounded_however_long_headers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nginx takes 8 kB of each, and no two are alike."""
+    monkeypatch.setattr("tailspan.ingest.lines.MAX_HELD", 2**20)
+    log = Log(Origin("dashboard"), Tally())
+    log.open_file(chosen("combined")[0])
+    tracemalloc.start()
+    try:
+        for piece in range(20):
+            lines = (combined(agent=f"{piece} {n}" + "u" * 7500, referer="r" * 7500 + f"{n}") for n in range(100))
+            assert log.read("".join(lines).encode(), NOW_NS).total == 100
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 6 * 2**20 < 20 * 100 * 7500

@@ -33,6 +33,7 @@ ALL = [
     "GET /analytics/tailnet/who-is",
     "GET /analytics/people/{login}",
     "DELETE /analytics/people/{login}",
+    "DELETE /analytics/logs/{service}",
     "GET /healthz",
 ]
 

@@ -512,6 +512,7 @@ LABELS: Final = Labels(
     page_features={"/insights/{id}": "Insights"},
     polls=("/optimize",),
     checkers=(Checker(user_agent="Kuma", node="n2"),),
+    trusted_logs={"dashboard": "serve_header"},
     openapi={"dashboard": "dashboard.json"},
     summaries={
         ("dashboard", "GET", "/files/{path}"): "Get Files",
@@ -631,6 +632,8 @@ SETTINGS: Final = """
 zone = "Europe/Madrid"
 polls = ["/optimize"]
 checkers = [{ user_agent = "Kuma", node = "n2" }]
+[trusted_logs]
+dashboard = "TS-User"
 [pages]
 "/static/index.html" = "/dashboard"
 [cards]

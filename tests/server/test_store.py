@@ -14,7 +14,9 @@ from tailspan.errors import LockedError, StoreError
 from tailspan.query import DIMENSIONS, FILTERS, METRICS, Aggregate, Range
 from tailspan.store import closing
 from tailspan.store import duckdb as store_module
-from tailspan.store.duckdb import MIGRATIONS, DuckDB
+from tailspan.store import file as file_module
+from tailspan.store.duckdb import DuckDB
+from tailspan.store.file import MIGRATIONS
 from tests.server.conftest import Serving
 from tests.server.spans import export, span
 
@@ -24,7 +26,7 @@ def test_a_file_of_an_older_version_keeps_its_requests_and_takes_new_ones(
 ) -> None:
     with serving() as client:
         client.post("/v1/traces", json=export(span(1)))
-    monkeypatch.setattr(store_module, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE later (node_id VARCHAR)"))
+    monkeypatch.setattr(file_module, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE later (node_id VARCHAR)"))
     for number in (2, 3):  # migrated, and opened again after that
         with serving() as client:
             client.post("/v1/traces", json=export(span(number)))
@@ -32,7 +34,7 @@ def test_a_file_of_an_older_version_keeps_its_requests_and_takes_new_ones(
 
 
 def test_a_file_of_a_newer_version_is_refused(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE later (node_id VARCHAR)"))
+    monkeypatch.setattr(file_module, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE later (node_id VARCHAR)"))
     DuckDB(database).close()
     monkeypatch.undo()
     with pytest.raises(StoreError, match="written by a newer tailspan") as problem:
@@ -42,7 +44,7 @@ def test_a_file_of_a_newer_version_is_refused(database: Path, monkeypatch: pytes
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        store_module, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE a (b INTEGER); CREATE TABLE a (b INTEGER)")
+        file_module, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE a (b INTEGER); CREATE TABLE a (b INTEGER)")
     )
     with pytest.raises(StoreError):
         DuckDB(database)

@@ -133,7 +133,7 @@ def test_a_broken_settings_file_is_told_and_the_last_good_content_holds(serving:
     assert (told["name"], told["state"]) == ("settings", "ignored")
     assert told["message"] == (
         f"{file}, line 10: pagse is {{}}. An entry here is one of: zone, polls, pages, cards, features, checkers, "
-        "language, services, openapi. Did you mean 'pages'? Until then its last good content holds."
+        "trusted_logs, language, services, openapi. Did you mean 'pages'? Until then its last good content holds."
     )
     assert gone["sources"][1]["state"] == "ignored"
     assert broken["top_features"] == gone["top_features"] == good["top_features"]
@@ -146,6 +146,12 @@ def test_a_broken_settings_file_is_told_and_the_last_good_content_holds(serving:
         ("\nzone = 'Madrid'", "line 2: zone is 'Madrid'. It is an IANA name"),
         ("language = 'fr'", "line 1: language is 'fr'. It is one of: en, es."),
         ("services = 1", "line 1: services is 1. It is a table: [services]."),
+        (
+            "[trusted_logs]\ndashboard = 'both'",
+            "line 2: dashboard is 'both'. Each entry of [trusted_logs] is service = 'TS-User' or '$remote_user'.",
+        ),
+        ("trusted_logs = ['dashboard']", "line 1: trusted_logs is ['dashboard']. It is a table: [trusted_logs]."),
+        ("[trusted_logs]\na = []", "line 2: a is []. Each entry of [trusted_logs] is"),
         ("polls = '/status'", "line 1: polls is '/status'. It is a list of endpoints"),
         ("[features]\nrotes = {}", "line 2: rotes is {}. An entry here is one of: routes, pages, cards."),
         ("[pages]\n'/a' = 7", "line 2: /a is 7. Each entry of [pages] is a text that is not empty."),

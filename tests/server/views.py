@@ -17,6 +17,7 @@ def view(number: int, card: str, *, ago: float = 60, **changed: Any) -> Span:
         path=None,
         **{
             "visible_ms": None,
+            "open_ns": None,
             "service": "dashboard",
             "environment": None,
             "method": "_OTHER",

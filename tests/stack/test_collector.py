@@ -50,6 +50,9 @@ FIELDS: Final = {
     "tailscale.tags": "tag:ci,tag:prod",
     "tailspan.device.guess": "iPhone",
     "tailspan.identity.proven": False,
+    "tailspan.identity.claim": "zoe@example.com",
+    "tailspan.poll": True,
+    "tailspan.by_proxy": True,
     "tailspan.schema": 1,
     "tailspan.visible_ms": 1200,
     "url.path": "/items/1",
@@ -121,6 +124,7 @@ def record(row: Row) -> Span:
         duration_ns=None if names.TIMED in tags else duration_ns,
         path=more.get(names.PATH),
         visible_ms=visible_ms if visible_ms is None or visible_ms >= 0 else None,
+        open_ns=duration_ns or None if names.TIMED in tags else None,
         service=tags[names.SERVICE],
         environment=tags.get(names.ENVIRONMENT),
         method=tags[names.METHOD],
@@ -145,6 +149,9 @@ def record(row: Row) -> Span:
         kind=tags[names.KIND],
         card=tags.get("tailspan.card"),
         variant=tags.get("tailspan.variant"),
+        claim=more.get(names.CLAIM),
+        polled=more.get(names.POLL) is True,
+        by_proxy=more.get(names.BY_PROXY) is True,
     )
 
 

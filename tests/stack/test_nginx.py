@@ -4,20 +4,26 @@ import gzip
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import pytest
 
-from tailspan.ingest.nginx import FORMATS, own_format
+from tailspan.errors import SettingError
+from tailspan.ingest.line import asked
+from tailspan.ingest.nginx import FORMATS, chosen
 from tests.stack.engines import Collector, Engine, Influxd, free_port, program, small_disk, until
 from tests.stack.nginx import ADDRESS, FILES, INSTALLED, Nginx, logrotate
 
@@ -400,11 +406,142 @@ def test_nginx_says_whose_child_a_request_is_and_nobody_else_does(shop: Shop, ng
     assert heard["traceparent"] == f"00-{request_id}-{request_id[:16]}-01"
 
 
+def test_proxy_conf_in_place_of_debians_proxy_params_serves_and_beside_it_is_a_400(shop: Shop, nginx: Nginx) -> None:
+    shop.serve(None)
+    assert CLIENT.get(f"{nginx.url}/headers").status_code == 200
+    conf = nginx.folder / "nginx.conf"
+    ours, debians = f"include {nginx.folder}/tailspan/proxy.conf;", program("nginx", "etc") / "nginx" / "proxy_params"
+    conf.write_text(conf.read_text().replace(ours, f"include {debians}; {ours}"))
+    nginx.end()
+    nginx.start()
+    assert CLIENT.get(f"{nginx.url}/headers").status_code == 400
+
+
+def test_a_service_knows_the_port_it_is_called_at_and_the_name_that_nginx_goes_by(shop: Shop, nginx: Nginx) -> None:
+    shop.serve(None)
+    address = nginx.url.removeprefix("http://")
+    for target, said, told in (
+        ("/headers", address, address),
+        ("/headers", "dash.example", "dash.example"),
+        ("/headers", "[fd7a::1]:8443", "[fd7a::1]:8443"),
+        ("http://dash.example/headers", "admin.example", "dash.example"),
+    ):
+        connection = HTTPConnection(address, timeout=10)
+        connection.putrequest("GET", target, skip_host=True)
+        connection.putheader("Host", said)
+        connection.endheaders()
+        assert json.loads(connection.getresponse().read())["host"] == told
+        connection.close()
+
+
+def test_behind_serve_log_and_service_know_the_caller_that_serve_says(shop: Shop, nginx: Nginx) -> None:
+    shop.serve(None)
+    said = {"X-Forwarded-For": "100.64.0.3", "Tailscale-User-Login": "zoe@example.com"}
+    heard = CLIENT.get(f"{nginx.behind_serve}/headers", headers=said).json()
+    assert {name.lower(): heard[name.lower()] for name in said} == {name.lower(): value for name, value in said.items()}
+    line = json.loads(until(lambda: nginx.access_log.read_text().splitlines(), "no line")[-1])
+    assert line["remote_addr"] == "100.64.0.3"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("/refused", "/refused/", "//refused//a", "/health/../refused/b", "/refused/./c/.", "/refused/c/d/.."),
+        *(
+            "/refused/%2e%2e/refused/%2E/e",
+            "/analytics/mcp/../../refused",
+            "/refused/.well-known/..x/...",
+            "/x/../refused/",
+        ),
+    ],
+)
+def test_a_path_means_what_nginx_answers_whatever_it_looks_like(target: str, nginx: Nginx) -> None:
+    connection = HTTPConnection(nginx.url.removeprefix("http://"), timeout=10)
+    connection.request("GET", target)
+    answer = connection.getresponse()
+    connection.close()
+    what = asked({"request": f"GET {target} HTTP/1.1".encode()})
+    assert what
+    assert (answer.status, what.template) == (403, answer.headers["X-Uri"])
+
+
+def test_what_answers_a_subrequest_is_not_taken_for_the_request(shop: Shop, nginx: Nginx, follow: Follow) -> None:
+    url = follow(nginx.access_log).url
+    shop.serve(url)
+    assert CLIENT.get(f"{nginx.url}/guarded", headers=PHONE).status_code == 200
+    shop.end()  # it tells what it has to tell
+    until(lambda: len(counted(url)) == 2, "it is not there", lambda: str(counted(url)))
+    assert counted(url) == {("/guarded", "log"): 1, ("/items/{number}", "live"): 1}
+
+
+def test_a_subrequest_has_the_headers_of_a_request_but_its_id() -> None:
+    proxy, sub = (
+        [line for line in (FILES / name).read_text().splitlines() if line.startswith("proxy_set_header")]
+        for name in ("proxy.conf", "subrequest.conf")
+    )
+    assert sub == [re.sub('(traceparent) ".+"', r'\1 ""', line) for line in proxy]
+
+
+@pytest.mark.parametrize("form", ["combined"])
+def test_set_up_while_it_runs_and_logged_twice_each_request_is_there_once(nginx: Nginx, follow: Follow) -> None:
+    """As where http.conf is put beside the access_log that Debian's nginx.conf has."""
+    url = follow(nginx.access_log).url
+    asked = [f"/refused/{number}%22%5C%C3%A9?q={number}" for number in range(30)]
+
+    def ask(times: int) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda path: CLIENT.get(nginx.url + path, headers=PHONE), asked * times))
+
+    ask(1)
+    conf = nginx.folder / "nginx.conf"
+    once = f"access_log {nginx.access_log} combined;"
+    conf.write_text(conf.read_text().replace(once, f"{once} access_log {nginx.access_log} tailspan;"))
+    os.kill(int(nginx.pid_file.read_text()), signal.SIGHUP)
+
+    def both() -> bool:
+        CLIENT.get(f"{nginx.url}/refused/again", headers=PHONE)
+        return '{"msec"' in nginx.access_log.read_text()
+
+    until(both, "it does not reload")
+    ask(5)
+    lines = nginx.access_log.read_text().splitlines()
+    requests = sum(not line.startswith("{") for line in lines)
+    until(lambda: counted(url).total() == requests, "lost, or there twice", lambda: str(counted(url)))
+    [log] = [one for one in CLIENT.get(f"{url}/analytics/active").json()["sources"] if one["name"] == "log"]
+    assert log["state"] == "ok"
+    assert f"{sum(line.startswith('{') for line in lines)} lines dropped: two formats in one file" in log["message"]
+
+
 def test_nginx_starts_and_serves_while_tailspan_is_away(shop: Shop, nginx: Nginx) -> None:
     """Its fixture was ready although nobody knows the name `tailspan`, nor is there a resolver."""
     shop.serve(None)
     assert f"include {INSTALLED}/proxy.conf;" in (FILES / "analytics.conf").read_text()
     assert CLIENT.get(f"{nginx.url}/items/1").json() == 1
+    assert CLIENT.get(f"{nginx.url}/analytics/", timeout=20).status_code == 502  # nginx itself would wait for 30
+
+
+def test_what_nginx_answers_itself_is_no_silence_and_what_it_finds_nobody_for_is(
+    shop: Shop, nginx: Nginx, follow: Follow, store: tuple[dict[str, str], str]
+) -> None:
+    server = follow(nginx.access_log, **store[0])
+    shop.serve(store[1] or server.url)
+
+    def visit(path: str) -> None:
+        for _ in range(12):
+            CLIENT.get(f"{nginx.url}/{path}", headers=PHONE)
+            time.sleep(0.2)
+
+    def told() -> tuple[int, int, list[int]] | None:
+        found = CLIENT.get(f"{server.url}/analytics/coverage").json()["services"]
+        of = next(filter(lambda one: one["service"] == "shop", found), None)
+        return (of["requests"], of["live"], [gap["requests"] for gap in of["gaps"]]) if of else None
+
+    for path in ("board", "kept", "board"):
+        visit(path)
+    until(lambda: told() == (36, 24, []), "not told", lambda: str(told()), patience=120)
+    shop.end()
+    visit("board")
+    until(lambda: told() == (48, 24, [12]), "no gap", lambda: str(told()), patience=120)
 
 
 def test_a_phone_shows_up_without_any_code(tmp_path: Path, shop: Shop, follow: Follow) -> None:
@@ -424,20 +561,32 @@ def test_a_phone_shows_up_without_any_code(tmp_path: Path, shop: Shop, follow: F
 def test_the_recommended_format_is_the_one_that_is_known() -> None:
     text = (FILES / "http.conf").read_text()
     written = re.search(r"log_format tailspan escape=json (.*?);", text, re.DOTALL)
-    assert written and own_format(written[1]).text == FORMATS["tailspan"]
+    assert written and [form.text for form in chosen(written[1])] == [FORMATS["tailspan"]]
+
+
+def test_the_formats_of_included_files_are_in_what_nginx_says_of_itself(nginx: Nginx) -> None:
+    conf, every = nginx.folder / "nginx.conf", nginx.folder / "all.conf"
+    with pytest.raises(SettingError, match=r"has no log_format: .* sudo nginx -T > all.conf"):
+        chosen(str(conf))
+    with every.open("wb") as file:
+        subprocess.run([*nginx.command, "-T"], stdout=file, stderr=subprocess.DEVNULL, check=True)
+    assert [form.text for form in chosen(str(every))] == [FORMATS["tailspan"]]
 
 
 def test_the_sidecars_script_rotates(nginx: Nginx, follow: Follow) -> None:
     server = follow(nginx.access_log)
     environment = {**os.environ, "EVERY": "0.3", "BYTES": "5000", "KEEP": "50"}
     rotating = subprocess.Popen([FILES / "rotate.sh", nginx.access_log], env=environment)
+
+    def packed(files: int) -> bool:
+        return len(list(nginx.access_log.parent.glob("*.gz"))) >= files
+
     try:
         for turn in range(3):
             for number in range(20):
                 CLIENT.get(f"{nginx.url}/refused/{turn}/{number}", headers=PHONE)
-            until(lambda: nginx.access_log.stat().st_size < 5000, "it does not rotate")
+            until(partial(packed, turn + 1), "it does not rotate")
     finally:
         rotating.kill()
         rotating.wait()
-    assert len(list(nginx.access_log.parent.glob("*.gz"))) >= 3
     until(lambda: sum(counted(server.url).values()) > 40, "lines are missing", lambda: str(log_source(server)))

@@ -78,6 +78,7 @@ def started(demo: Program, otlp: str | None = None) -> Iterator[Stage]:
     server, _, _ = told["all requests"].partition("/analytics/")
     with httpx.Client(base_url=server, trust_env=False, timeout=30) as ask:
         yield Stage(server, front, otlp or server, ask, "localhost")
+    assert demo.process.poll() is None, demo.ended()
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The card and card-views in WebKit, as phones have it: Debian's WebKitGTK, on a screen that nobody sees."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -46,15 +47,18 @@ def test_webkit_draws_the_card_and_tells_which_cards_were_looked_at(webkit: WebK
     webkit.get(f"{embedded.front}/dashboard")  # as you@example.com, who is no reader
     webkit.execute_script("document.querySelector('main').prepend(document.querySelector('analytics-widget'))")
 
-    def card() -> dict[str, Any] | None:
-        found = webkit.execute_script(
-            f"return document.querySelector('analytics-widget')?.shadowRoot && JSON.parse({READ})"
-        )
-        return found if found and found["state"] == "ok" else None
+    def card() -> dict[str, Any]:
+        read = f"return document.querySelector('analytics-widget')?.shadowRoot ? {READ} : '{{}}'"
+        return dict(json.loads(webkit.execute_script(read)))
 
-    shown = until(card, "WebKit does not show the card")
-    totals = embedded.ask.get("/analytics/totals?service=factory").json()["summary"]
-    assert shown["numbers"] == [str(totals[key]) for key in ("total_sessions", "unique_users", "total_accesses")]
+    def agrees() -> bool:
+        webkit.execute_script("document.querySelector('analytics-widget').setAttribute('days', '7')")  # it asks anew
+        until(lambda: card().get("state") not in (None, "loading"), "WebKit does not show the card")
+        totals = embedded.ask.get("/analytics/totals?service=factory").json()["summary"]
+        numbers = [str(totals[key]) for key in ("total_sessions", "unique_users", "total_accesses")]
+        return (card()["state"], card()["numbers"]) == ("ok", numbers)
+
+    until(agrees, "the card did not show what the endpoint says", lambda: str(card()))
     assert webkit.execute_script("return typeof Chart") == "undefined"
     until(lambda: webkit.execute_script("return document.querySelectorAll('article').length == 6"), "no cards")
     webkit.execute_script("document.querySelector('article').scrollIntoView()")
