@@ -14,11 +14,14 @@ import httpx
 import pytest
 
 from tailspan.demo.localapi import LocalAPI
-from tailspan.demo.visitors import ANA, ATTACK, EVA, Visitor
+from tailspan.demo.visitors import ATTACK, EVA, HOST
 from tests.stack.compose import Compose, read
 from tests.stack.engines import ROOT, until
 
 TOKEN = secrets.token_urlsafe(32)
+PROMISED_S = 3.0
+VISITS = 4  # the machine may stall in some of them; what is slow by itself is slow in all; a fifth may be a poll
+EVA_THERE = ("eva@example.com", "eva-desktop")
 SERVICES = read()["services"]
 OURS = [name for name, service in SERVICES.items() if service["image"] == "tailspan"]
 SEEN = {
@@ -61,18 +64,19 @@ def test_a_page_asked_through_serve_is_shown_with_person_and_device_within_three
     serve = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://localhost")
     with LocalAPI(compose.inside("demo", "/run/demo/tailscaled.sock")), closing(serve):
 
-        def is_in_time(visitor: Visitor, name: str) -> bool:
+        def is_in_time() -> bool:
+            elsewhere = {"Referer": f"https://{HOST}/weather", "Sec-Fetch-Dest": "empty"}
+            assert serve.get("/weather/current", headers=EVA.headers() | elsewhere).status_code == 200
+            until(lambda: (*EVA_THERE, "/weather") in people(compose), "eva is not shown", lambda: str(people(compose)))
             document = {"Accept": "text/html", "Sec-Fetch-Dest": "document"}
-            assert serve.get("/dashboard", headers=visitor.headers() | document).status_code == 200
-            began, shown = time.monotonic(), (visitor.login, name, "/dashboard")
-            until(lambda: shown in people(compose), f"{name} is not shown", lambda: str(people(compose)))
-            return time.monotonic() - began < 3
+            assert serve.get("/dashboard", headers=EVA.headers() | document).status_code == 200
+            began = time.monotonic()
+            until(lambda: (*EVA_THERE, "/dashboard") in people(compose), "not shown", lambda: str(people(compose)))
+            took = time.monotonic() - began
+            print(f"shown after {took:.2f} s")
+            return took < PROMISED_S
 
-        assert serve.get("/weather/current", headers=EVA.headers()).status_code == 200
-        until(
-            lambda: people(compose), "nobody is active", lambda: compose.said("collector")
-        )  # tailscaled was asked too
-        assert is_in_time(EVA, "eva-desktop") or is_in_time(ANA, "ana-laptop")  # the machine may stall in one
+        assert any(is_in_time() for _ in range(VISITS))
     table = compose.exec("tailspan", "tailspan", "active")
     assert (table.returncode, table.stdout.splitlines()[-1].split()[:3]) == (
         0,
