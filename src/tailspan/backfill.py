@@ -17,19 +17,8 @@ from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Lines, Log
 from tailspan.ingest.nginx import Format
 from tailspan.ingest.tally import ENDLESS, Tally
-from tailspan.logfiles import (
-    STDIN,
-    LogFile,
-    full_disk,
-    hear,
-    in_order,
-    is_as_read,
-    is_still,
-    look,
-    opened,
-    pieces,
-    torn,
-)
+from tailspan.logfiles import LogFile, hear, in_order, is_as_read, is_still, look, opened, pieces, torn
+from tailspan.logtrouble import STDIN, full_disk
 from tailspan.outcome import Result, compare, lost_on_the_way
 from tailspan.sending import Sender
 

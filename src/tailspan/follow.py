@@ -20,21 +20,8 @@ from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Log
 from tailspan.ingest.nginx import Format
 from tailspan.ingest.tally import ENDLESS, Tally
-from tailspan.logfiles import (
-    LogFile,
-    LogState,
-    check_file,
-    cut,
-    full_disk,
-    hear,
-    is_as_read,
-    is_still,
-    look,
-    opened,
-    pieces,
-    unlisted,
-    unreadable,
-)
+from tailspan.logfiles import LogFile, LogState, hear, is_as_read, is_still, look, opened, pieces
+from tailspan.logtrouble import check_file, cut, full_disk, unlisted, unreadable
 from tailspan.witness import Witness
 
 PIECES_AT_ONCE: Final = 1  # then others may have their turn, or the server its end

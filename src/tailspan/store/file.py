@@ -10,7 +10,7 @@ import duckdb
 
 from tailspan import ledger
 from tailspan.errors import BusyError, LockedError, StoreError
-from tailspan.logfiles import is_full
+from tailspan.logtrouble import is_full
 from tailspan.meaning import SIGHTINGS
 from tailspan.store import closing
 
