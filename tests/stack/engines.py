@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from random import randrange
+from secrets import randbelow
 from typing import Any, Final
 
 import httpx
@@ -33,10 +33,13 @@ def program(engine: str, name: str) -> Path:
 
 
 def free_port() -> int:
-    """None that an outgoing connection may take before the program listens there: those are from 32768 on."""
+    """None that an outgoing connection may take before the program listens there: those are from 32768 on.
+
+    Nor one that another of these processes gets, which Hypothesis may have given the same seed.
+    """
     while True:
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", randrange(15_000, 32_768)))
+            probe.bind(("127.0.0.1", 15_000 + randbelow(17_000)))
             return int(probe.getsockname()[1])
 
 
