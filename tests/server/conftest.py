@@ -61,3 +61,10 @@ def serving(database: Path) -> Serving:
 def client(serving: Serving) -> Iterator[TestClient]:
     with serving() as client:
         yield client
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[DuckDB]:
+    store = DuckDB(tmp_path / "kept.duckdb")
+    yield store
+    store.close()

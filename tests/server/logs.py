@@ -1,7 +1,7 @@
 """Lines as nginx writes them, and what becomes of them."""
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,10 +13,12 @@ from tailspan.backfill import backfill
 from tailspan.ingest.line import Origin
 from tailspan.ingest.nginx import chosen
 from tailspan.query import nanoseconds
-from tests.server.spans import NOW
+from tests.server.spans import ANA, NOW, span
 
 SIDECAR: Final = Path(__file__).parents[1] / "fixtures" / "sidecar_access.log"  # of a real nginx
 IPHONE: Final = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15"
+THEN: Final = datetime(2026, 11, 22, tzinfo=UTC)  # after the sidecar's log
+ID: Final = 0xABCDEF0123456789ABCDEF0000000000  # of requests, whose first digits are not zeros
 ADDED: Final = ("lines", "added", "known", "twins")
 
 
@@ -80,3 +82,28 @@ def read(
 def counts(result: dict[str, Any]) -> dict[str, int]:
     """Of what was read, what was added, known, or told of by its service; what is zero is left out."""
     return {name: result[name] for name in ADDED if result[name]}
+
+
+def logs(client: TestClient, **asked: Any) -> list[dict[str, Any]]:
+    answer = client.get("/analytics/access-logs", params={"hours": 24, "limit": 1000, **asked})
+    assert answer.status_code == 200, answer.text
+    return list(answer.json()["logs"])
+
+
+def requests(client: TestClient, **filters: str) -> int:
+    answer = client.get("/analytics/query", params={"metrics": "requests", "days": 2, **filters}).json()
+    return int(answer["rows"][0]["requests"])
+
+
+def parent_of(number: int) -> str:
+    """Of the service's own span, where nginx gave it the id of request `number`."""
+    return f"{number:032x}"[:16]
+
+
+def live(number: int, *, ago: float = 0, **changed: Any) -> dict[str, Any]:
+    """The service's own span of request `number`, whose id it was given by nginx."""
+    return span(number, ANA | {"http.route": "/prices", "url.path": "/prices"}, ago=ago) | {
+        "parentSpanId": parent_of(number),
+        "spanId": f"{number + 1000:032x}"[16:],
+        **changed,
+    }

@@ -13,12 +13,11 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from starlette.testclient import TestClient
 
 from tailspan.config import Headscale as HeadscaleSettings
 from tailspan.config import Settings, TailscaleAPI
 from tailspan.demo.localapi import LocalAPI
-from tailspan.directory import Directory, changes, entry_of, sources_of
+from tailspan.directory import Directory, sources_of
 from tailspan.errors import SettingError, TailnetError
 from tailspan.labels import LabelsFile
 from tailspan.reports import Sources
@@ -32,79 +31,26 @@ from tailspan.tailnet.headscale import Headscale
 from tailspan.tailnet.headscale import _device as headscale_device
 from tailspan.tailnet.local import Local
 from tailspan.tailnet.status import Status, read
-from tests.server.conftest import Serving
-from tests.server.spans import ANA, NOW, NOW_NS, export, span
+from tests.server.spans import NOW
 from tests.server.tailnet import (
+    ALICE,
     API_KEY,
     CLIENT,
+    DEVICES,
+    EVE,
     FIXTURES,
     HEADSCALE_KEY,
+    RUNNER,
+    SIX,
     STATUS,
     Answer,
+    Clock,
     Control,
+    Given,
     headscale,
     running,
     tailscale,
-    until,
 )
-
-SIX: Final = "fd7a:115c:a1e0:ab12:4843:cd96:6240:"
-ALICE: Final = Listed(
-    node_id="TESTCTRL00000002",
-    node="alice-laptop",
-    addresses=("100.64.0.2", f"{SIX}2"),
-    login="alice@example.com",
-    full_name="Alice Architect",
-    tags=None,
-    kind="person",
-    os="linux",
-    online=True,
-)
-RUNNER: Final = Listed(
-    node_id="TESTCTRL00000004",
-    node="ci-runner",
-    addresses=("100.64.0.4", f"{SIX}4"),
-    login=None,
-    full_name=None,
-    tags="tag:ci",
-    kind="tagged",
-    os="linux",
-    online=True,
-)
-EVE: Final = Listed(
-    node_id="TESTCTRL00000005",
-    node="ext-box.other-net.ts.net",
-    addresses=("100.64.0.5", f"{SIX}5"),
-    login="eve@other.example",
-    full_name="Eve External",
-    tags=None,
-    kind="shared",
-    os="linux",
-    online=True,
-)
-UNKNOWN: Final = {  # of a log line, or of a service without tailscaled's socket
-    **{key: value for key, value in ANA.items() if not key.startswith(("user.", "tailscale.node"))},
-    "tailspan.caller": "unknown",
-    "tailspan.identity.source": "none",
-    "tailscale.address": "100.64.0.2",
-}
-
-
-def get(client: TestClient, path: str, **params: Any) -> Any:
-    found = client.get(f"/analytics/{path}", params=params or None)
-    assert found.status_code == 200, found.text
-    return found.json()
-
-
-def loaded(client: TestClient) -> None:
-    """Waits until each source was looked at and its devices are in the history."""
-
-    def is_so() -> bool:
-        found = get(client, "tailnet/devices")
-        told = {one["state"] for one in found["sources"] if one["name"].startswith("tailnet")}
-        return told == {"ok"} and all(one["first_seen"] for one in found["devices"])
-
-    until(is_so)
 
 
 def by_id(look: Look) -> dict[str, Listed]:
@@ -202,241 +148,7 @@ def test_headscale_names_people_by_their_mail_and_tagged_devices_by_their_tags()
 # Joined to requests
 
 
-class Clock:
-    """Shows what it was last set to."""
-
-    def __init__(self, now: datetime = NOW) -> None:
-        self.now = now
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def forward(self, **time: float) -> None:
-        self.now += timedelta(**time)
-
-
-def unknown(number: int, address: str, *, ago: float) -> dict[str, Any]:
-    return span(number, {**UNKNOWN, "tailscale.address": address}, ago=ago)
-
-
-def named(client: TestClient) -> list[tuple[Any, ...]]:
-    """Newest first, who and how each request is known."""
-    logs = get(client, "access-logs")["logs"]
-    return [(one["user"], one["device"], one["tags"], one["caller"], one["identity_source"]) for one in logs]
-
-
-def test_requests_with_an_address_alone_are_named_by_the_list_as_of_their_time(serving: Serving) -> None:
-    clock = Clock()
-    with serving(now=clock, status=str(STATUS)) as client:
-        loaded(client)
-        addresses = ("100.64.0.2", "100.64.0.4", "100.64.0.5", f"{SIX}2", "100.64.0.99")
-        later = [unknown(number, address, ago=-number) for number, address in enumerate(addresses, 1)]
-        client.post("/v1/traces", json=export(unknown(9, "100.64.0.2", ago=5), *later))
-        clock.forward(minutes=1)
-        assert named(client)[::-1] == [
-            (None, None, None, "unknown", "none"),  # before the list was first seen
-            ("alice@example.com", "alice-laptop", None, "person", "device_list"),
-            (None, "ci-runner", "tag:ci", "tagged", "device_list"),
-            ("eve@other.example", "ext-box.other-net.ts.net", None, "shared", "device_list"),
-            ("alice@example.com", "alice-laptop", None, "person", "device_list"),
-            (None, None, None, "unknown", "none"),
-        ]
-        [active] = [one for one in get(client, "active")["active_users"] if one["email"] == "alice@example.com"]
-        assert active["device"] == "alice-laptop"
-
-
-def test_a_device_is_presumed_to_have_had_its_address_since_it_joined(serving: Serving) -> None:
-    with tailscale() as control, serving(tailscale=TailscaleAPI(key=API_KEY, url=control.url)) as client:
-        client.post("/v1/traces", json=export(unknown(1, "100.64.0.2", ago=86000), unknown(2, "100.64.0.5", ago=5)))
-        loaded(client)
-        assert named(client) == [
-            (None, None, None, "unknown", "none"),  # shared in: the API does not say since when
-            ("alice@example.com", "alice-laptop", None, "person", "device_list"),
-        ]
-        found = get(client, "tailnet/devices/alice-laptop")
-        assert [(one["start"], one["end"]) for one in found["history"]] == [("2025-12-01T05:23:30.000Z", None)] * 2
-
-
 # The history
-
-
-def listed(device: Listed = ALICE, **changed: Any) -> dict[str, Listed]:
-    new = device._replace(addresses=("100.64.0.2",), **changed)
-    return {address: new for address in new.addresses}
-
-
-class Given:
-    """A source that lists what it is given."""
-
-    name = "status"
-    place = "a test"
-    every_s = 30.0
-
-    def __init__(self) -> None:
-        self.says: Look | TailnetError = Look((ALICE,))
-
-    def look(self) -> Look:
-        if isinstance(self.says, TailnetError):
-            raise self.says
-        return self.says
-
-
-@pytest.fixture
-def kept(tmp_path: Path) -> Any:
-    store = DuckDB(tmp_path / "kept.duckdb")
-    yield store
-    store.close()
-
-
-def test_a_rename_a_tag_another_owner_and_another_device_are_new_entries_and_what_stays_is_none(kept: DuckDB) -> None:
-    clock, source = Clock(), Given()
-    directory = Directory([source], kept, clock)
-    [post] = directory.posts
-    alice = ALICE._replace(addresses=("100.64.0.2",))
-    steps = (
-        alice,
-        alice,
-        alice._replace(online=False, last_seen=NOW, version="1.98"),  # nobody else
-        alice._replace(node="studio"),
-        alice._replace(node="studio", login=None, full_name=None, tags="tag:ci", kind="tagged"),
-        alice._replace(node="studio", login="zoe@example.com"),
-        alice._replace(node_id="other", login="zoe@example.com"),
-        alice._replace(node_id="other", login="zoe@example.com"),
-    )
-    for minute, device in enumerate(steps):
-        clock.now = NOW + timedelta(minutes=minute)
-        source.says = Look((device,))
-        directory.ask(post)
-    source.says = Look(())
-    clock.forward(minutes=1)
-    directory.ask(post)
-
-    def ns(minute: int) -> int:
-        return NOW_NS + minute * 60 * 10**9
-
-    told = [(one.node_id, one.node, one.login, one.tags, one.from_ns, one.to_ns) for one in kept.history()]
-    assert told == [
-        (ALICE.node_id, "alice-laptop", "alice@example.com", None, ns(0), ns(3)),
-        (ALICE.node_id, "studio", "alice@example.com", None, ns(3), ns(4)),
-        (ALICE.node_id, "studio", None, "tag:ci", ns(4), ns(5)),
-        (ALICE.node_id, "studio", "zoe@example.com", None, ns(5), ns(6)),
-        ("other", "alice-laptop", "zoe@example.com", None, ns(6), ns(8)),
-    ]
-
-
-def test_a_source_in_trouble_or_one_that_has_not_answered_yet_ends_no_entry(kept: DuckDB) -> None:
-    clock, first, second = Clock(), Given(), Given()
-    second.says = TailnetError("unreachable", "It is away.")
-    directory = Directory([first, second], kept, clock)
-    for post in directory.posts:
-        directory.ask(post)
-    first.says = Look((RUNNER,))  # no longer Alice's, whom the other may list
-    directory.ask(directory.posts[0])
-    open_entries = {one.address for one in kept.history() if one.to_ns is None}
-    assert open_entries == {*ALICE.addresses, *RUNNER.addresses}
-    second.says = Look(())
-    directory.ask(directory.posts[1])
-    first.says = TailnetError("logged out", "It is logged out.")
-    directory.ask(directory.posts[0])
-    assert {one.address for one in kept.history() if one.to_ns is None} == set(RUNNER.addresses)
-
-
-def test_a_server_that_starts_again_goes_on_with_the_history_it_finds(kept: DuckDB) -> None:
-    for minute in (0, 5):
-        clock = Clock(NOW + timedelta(minutes=minute))
-        directory = Directory([Given()], kept, clock)
-        directory.ask(directory.posts[0])
-    assert {(one.from_ns, one.to_ns) for one in kept.history()} == {(NOW_NS, None)}
-
-
-def test_a_clock_that_was_set_back_makes_no_entry_that_ends_before_it_begins() -> None:
-    before = entry_of("100.64.0.2", ALICE, NOW_NS)
-    ended, begun = changes([before], listed(node="studio"), NOW_NS - 10**9, complete=True)
-    assert ended == before._replace(to_ns=NOW_NS + 1)
-    assert (begun.node, begun.from_ns, begun.to_ns) == ("studio", NOW_NS + 1, None)
-    assert list(changes([before], {}, NOW_NS - 10**9, complete=True)) == [ended]
-
-
-def test_a_name_of_a_person_that_was_not_known_is_added_to_the_entry() -> None:
-    before = entry_of("100.64.0.2", ALICE._replace(full_name=None), NOW_NS)
-    assert list(changes([before], listed(), NOW_NS + 5, complete=True)) == [before._replace(full_name=ALICE.full_name)]
-    known = before._replace(full_name=ALICE.full_name)
-    assert list(changes([known], listed(full_name=None), NOW_NS + 5, complete=True)) == []
-
-
-def test_of_several_sources_the_first_is_believed_and_the_others_complete_it(kept: DuckDB) -> None:
-    clock = Clock()
-    with tailscale() as control:
-        settings = TailscaleAPI(key=API_KEY, url=control.url)
-        directory = Directory([Status(str(STATUS)), API(settings)], kept, clock)
-        for post in directory.posts:
-            directory.ask(post)
-    alice = next(one for one in directory.members(NOW) if one.device.node_id == ALICE.node_id)
-    assert alice.sources == ("status", "api")
-    assert (alice.device.full_name, alice.device.version) == ("Alice Architect", "1.96.5-t1234567-g89abcdef0")
-    runner = next(one for one in directory.members(NOW) if one.device.node_id == RUNNER.node_id)
-    assert (runner.device.login, runner.device.full_name) == (None, None)
-
-
-def test_a_source_that_fell_silent_comes_last(kept: DuckDB) -> None:
-    clock, old, new = Clock(), Given(), Given()
-    directory = Directory([old, new], kept, clock)
-    directory.ask(directory.posts[0])
-    clock.forward(hours=1)
-    new.says = Look((ALICE._replace(node="studio"),))
-    directory.ask(directory.posts[1])
-    assert [one.device.node for one in directory.members(clock.now)] == ["studio"]
-    directory.ask(directory.posts[0])
-    assert [one.device.node for one in directory.members(clock.now)] == ["alice-laptop"]
-
-
-def test_who_has_an_address_now_is_told_by_sources_alone_that_were_heard_of_lately(kept: DuckDB) -> None:
-    clock, old, new = Clock(), Given(), Given()
-    directory = Directory([old, new], kept, clock)
-    old.says, new.says = Look((ALICE, EVE)), Look((RUNNER, EVE._replace(node="studio")))
-    for post in directory.posts:
-        directory.ask(post)
-
-    def holders() -> list[str | None]:
-        found = [directory.holder(f"100.64.0.{last}") for last in (2, 4, 5)]
-        return [device and device.node for device in found]
-
-    assert holders() == ["alice-laptop", "ci-runner", "ext-box.other-net.ts.net"]
-    clock.forward(minutes=10)
-    directory.ask(directory.posts[1])
-    clock.forward(minutes=6)  # a source that goes on telling does not keep what the other said
-    assert holders() == [None, "ci-runner", "studio"]
-    assert {one.device.node for one in directory.members(clock.now)} >= {"alice-laptop"}  # the list shows it still
-    clock.forward(minutes=10)
-    assert holders() == [None, None, None]
-    directory.ask(directory.posts[0])
-    assert holders() == ["alice-laptop", None, "ext-box.other-net.ts.net"]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "expected"),
-    [
-        (ALICE, RUNNER, ALICE),
-        (RUNNER, ALICE, RUNNER),
-        (ALICE, EVE, ALICE),
-        (ALICE._replace(full_name=None), ALICE, ALICE),
-        (ALICE._replace(full_name=None), ALICE._replace(login="zoe@example.com"), ALICE._replace(full_name=None)),
-        (ALICE._replace(login=None, full_name=None), ALICE, ALICE),  # it knows the device, and not whose it is
-        (ALICE._replace(login=None, full_name=None), RUNNER, RUNNER),
-    ],
-)
-def test_a_device_is_a_persons_or_tagged_as_the_first_source_says_that_knows(
-    first: Listed, second: Listed, expected: Listed, kept: DuckDB
-) -> None:
-    sources = [Given(), Given()]
-    for source, device in zip(sources, (first, second), strict=True):
-        source.says = Look((device._replace(node_id="n", node="box", addresses=("100.64.0.2",)),))
-    directory = Directory(sources, kept, Clock())
-    for post in directory.posts:
-        directory.ask(post)
-    expected = expected._replace(node_id="n", node="box", addresses=("100.64.0.2",))
-    assert directory.holder("100.64.0.2") == expected
-    assert [one.device for one in directory.members(NOW)] == [expected]
 
 
 # What goes wrong
@@ -501,7 +213,6 @@ def refused(source: Any) -> TailnetError:
     return problem.value
 
 
-DEVICES: Final = "/api/v2/tailnet/-/devices"
 NODES: Final = "/api/v1/node"
 
 
@@ -598,79 +309,6 @@ def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.undo()
         monkeypatch.setattr("tailspan.tailnet.TIMEOUT_S", -1)
         assert refused(api).state == "slow"
-
-
-def test_a_source_in_trouble_is_left_alone_for_longer_each_time_and_as_long_as_it_wishes(kept: DuckDB) -> None:
-    source = Given()
-    directory = Directory([source], kept, Clock())
-    [post] = directory.posts
-
-    def next_s(state: Any, again_s: float | None = None) -> float:
-        source.says = TailnetError(state, "No.", again_s=again_s)
-        directory.ask(post)
-        return post.next_s
-
-    assert [next_s("unreachable") for _ in range(8)] == [5, 10, 20, 40, 80, 160, 300, 300]
-    assert [next_s("asked too often", wish) for wish in (0, 42.0, 10**9)] == [5, 42, 3600]
-    assert next_s("wrong token") == 300
-    source.says = Look((ALICE,))
-    directory.ask(post)
-    assert post.next_s == 30
-    post.took_s = 5  # so large a tailnet
-    assert post.next_s == 100
-
-
-@pytest.mark.parametrize(("sent", "wished"), [("120", 120), ("Wed, 21 Oct 2015 07:28:00 GMT", 5), ("soon", 5)])
-def test_retry_after_is_read_as_seconds_or_as_a_date(sent: str, wished: float, kept: DuckDB) -> None:
-    with tailscale(**{DEVICES: Answer({"message": "rate limited"}, 429, Retry_After=sent)}) as control:
-        directory = Directory([API(TailscaleAPI(key=API_KEY, url=control.url))], kept, Clock())
-        directory.ask(directory.posts[0])
-    assert (directory.posts[0].next_s, directory.told(NOW)[0].state) == (wished, "asked too often")
-
-
-def test_what_a_source_said_holds_while_it_is_in_trouble_and_answers_say_so(serving: Serving, tmp_path: Path) -> None:
-    file = tmp_path / "status.json"
-    shutil.copyfile(STATUS, file)
-    with serving(status=str(file)) as client:
-        directory: Directory = client.app.state.tailnet  # type: ignore[attr-defined]  # it is our app
-        until(lambda: directory.posts[-1].look)
-        file.unlink()
-        directory.ask(directory.posts[-1])
-        for path in ("active", "access-logs", "tailnet/devices"):
-            told = {source["name"]: source for source in get(client, path)["sources"]}["tailnet status"]
-            assert told["state"] == "unreachable"
-            assert told["message"].endswith(" Not heard of since 2026-03-01T12:00:00Z: what it said then holds.")
-        assert get(client, "tailnet/devices")["summary"]["devices"] == 5
-
-
-@pytest.mark.parametrize(
-    ("look", "state"),
-    [
-        (Look((ALICE,)), "ok"),
-        (Look((ALICE,), key_expires=NOW + timedelta(days=14)), "key expires"),
-        (Look((ALICE,), key_expires=NOW + timedelta(days=15)), "ok"),
-        (Look((ALICE,), written=NOW - timedelta(minutes=15)), "ok"),
-        (Look((ALICE,), written=NOW - timedelta(minutes=16)), "old"),
-    ],
-)
-def test_a_key_that_expires_soon_and_a_file_that_nobody_writes_are_told_before_they_matter(
-    look: Look, state: str, kept: DuckDB
-) -> None:
-    source = Given()
-    source.says = look
-    directory = Directory([source], kept, Clock())
-    directory.ask(directory.posts[0])
-    assert directory.told(NOW)[0].state == state
-
-
-def test_a_store_that_cannot_be_written_is_tried_again_with_the_next_look(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = DuckDB(tmp_path / "closed.duckdb")
-    store.close()
-    directory = Directory([Given()], store, Clock())
-    directory.ask(directory.posts[0])
-    assert "The device history was not kept" in caplog.text
 
 
 def any_json(draw: st.DrawFn, value: Any) -> Any:
@@ -772,180 +410,3 @@ def test_a_setting_that_cannot_be_is_named_and_no_secret_shown(given: dict[str, 
 
 
 # Questions
-
-
-def test_the_devices_are_listed_with_their_use_those_who_use_nothing_and_those_whom_nobody_knows(
-    serving: Serving,
-) -> None:
-    known = {**ANA, "user.name": "alice@example.com", "user.full_name": "Alice", "tailscale.node": "alice-laptop"}
-    known |= {"tailscale.node.id": ALICE.node_id, "tailscale.address": "100.64.0.2"}
-    gone = {**ANA, "tailscale.node": "old-laptop", "tailscale.node.id": "gone", "tailscale.address": "100.64.0.88"}
-    checks = {**known, "tailspan.traffic": "health"}
-    with tailscale() as control, serving(tailscale=TailscaleAPI(key=API_KEY, url=control.url)) as client:
-        client.post(
-            "/v1/traces",
-            json=export(
-                span(1, known, ago=60),
-                span(2, known, ago=30),
-                span(3, checks, ago=10),
-                span(4, gone, ago=86400 * 3),
-                unknown(5, "100.64.0.99", ago=20),
-                unknown(6, "100.64.0.2", ago=25),
-                span(7, known, ago=86400 * 8),
-            ),
-        )
-        loaded(client)
-        found = get(client, "tailnet/devices")
-        assert found["summary"] == {
-            "devices": 4,
-            "online": 3,
-            "using": 1,
-            "online_not_using": 2,
-            "unknown": 2,
-            "new_devices": 2,
-            "new_people": 1,
-        }
-        assert found["devices"][0] == {
-            "id": ALICE.node_id,
-            "name": "alice-laptop",
-            "user": "alice@example.com",
-            "full_name": None,
-            "tags": [],
-            "kind": "person",
-            "addresses": list(ALICE.addresses),
-            "os": "linux",
-            "version": "1.96.5-t1234567-g89abcdef0",
-            "online": True,
-            "last_seen": None,
-            "joined": "2025-12-01T05:23:30Z",
-            "first_seen": "2025-12-01T05:23:30.000Z",
-            "key_expires": "2026-03-09T04:44:05Z",
-            "key_expired": False,
-            "listed_by": ["api"],
-            "requests": 3,
-            "last_request": "2026-03-01T11:59:35.000Z",
-        }
-        idle = get(client, "tailnet/devices", online=True, using=False)["devices"]
-        assert [(one["name"], one["tags"], one["requests"], one["last_request"]) for one in idle] == [
-            ("ci-runner", ["tag:ci"], 0, None),
-            ("ext-box.other-net.ts.net", [], 0, None),
-        ]
-        assert found["unknown"] == [
-            {
-                "address": "100.64.0.99",
-                "device_id": None,
-                "device": None,
-                "user": None,
-                "requests": 1,
-                "last_request": "2026-03-01T11:59:40.000Z",
-            },
-            {
-                "address": "100.64.0.88",
-                "device_id": "gone",
-                "device": "old-laptop",
-                "user": "ana@example.com",
-                "requests": 1,
-                "last_request": "2026-02-26T12:00:00.000Z",
-            },
-        ]
-        assert [one["name"] for one in found["new_devices"]] == ["ext-box.other-net.ts.net", "zoe-phone"]
-        assert found["new_people"] == [{"user": "ana@example.com", "first_seen": "2026-02-26T12:00:00.000Z"}]
-        assert (found["start"], found["end"]) == ("2026-02-22T12:00:00.000Z", "2026-03-01T12:00:00.000Z")
-        cut = get(client, "tailnet/devices", limit=1)
-        assert (len(cut["devices"]), cut["more"]) == (1, {"devices": 3, "unknown": 1, "new_devices": 1})
-        assert get(client, "tailnet/devices", device="zoe-phone")["summary"]["devices"] == 1
-        assert get(client, "tailnet/devices", user="alice@example.com", service="nope")["devices"][0]["requests"] == 0
-
-
-def test_a_device_is_told_by_id_or_name_with_its_past_also_where_nobody_lists_it_any_more(serving: Serving) -> None:
-    whois = {**ANA, "tailspan.identity.source": "whois"}
-    renamed = {**whois, "tailscale.node": "studio"}
-    with serving(status=str(STATUS)) as client:
-        client.post(
-            "/v1/traces",
-            json=export(span(1, whois, ago=90), span(2, renamed, ago=60), span(3, renamed, ago=30, took_ms=1)),
-        )
-        loaded(client)
-        by_name, by_id = (get(client, f"tailnet/devices/{one}") for one in ("studio", "n1CNTRL"))
-        assert by_name == by_id
-        assert (by_id["listed"], by_id["device"]["name"], by_id["device"]["requests"]) == (False, "studio", 3)
-        assert by_id["services"] == [
-            {"service": "dashboard", "environment": None, "requests": 3, "last_request": "2026-03-01T11:59:30.000Z"}
-        ]
-        assert [(one["device"], one["start"], one["end"]) for one in by_id["history"]] == [
-            ("studio", "2026-03-01T11:59:00.000Z", None),
-            ("ana-laptop", "2026-03-01T11:58:30.000Z", "2026-03-01T11:59:00.000Z"),
-        ]
-        listed = get(client, "tailnet/devices/ci-runner")
-        assert (listed["listed"], listed["device"]["tags"], listed["services"]) == (True, ["tag:ci"], [])
-        missing = client.get("/analytics/tailnet/devices/ci-runer")
-        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_device")
-        assert missing.json()["error"]["fix"] == "Did you mean 'ci-runner'?"
-
-
-def test_whose_an_address_is_every_source_says_for_itself(serving: Serving) -> None:
-    with tailscale() as control:
-        api = TailscaleAPI(key=API_KEY, url=control.url)
-        with serving(status=str(STATUS), tailscale=api) as client:
-            whois = {**ANA, "tailspan.identity.source": "whois", "tailscale.address": "100.64.0.2"}
-            client.post("/v1/traces", json=export(span(1, whois, ago=90), span(2, whois, ago=60)))
-            loaded(client)
-            found = get(client, "tailnet/who-is", address="100.64.0.2")
-            assert get(client, "tailnet/who-is", address="::ffff:100.64.0.2")["address"] == "100.64.0.2"
-            nobody = get(client, "tailnet/who-is", address="FD7A:115C:A1E0::99")
-            wrong = client.get("/analytics/tailnet/who-is", params={"address": "laptop"})
-    assert (found["device"]["name"], found["device"]["listed_by"]) == ("alice-laptop", ["status", "api"])
-    assert [(one["source"], one["device"], one["user"], one["as_of"]) for one in found["says"]] == [
-        ("status", "alice-laptop", "alice@example.com", "2026-03-01T12:00:00Z"),
-        ("api", "alice-laptop", "alice@example.com", "2026-03-01T12:00:00Z"),
-        ("requests", "ana-laptop", "ana@example.com", "2026-03-01T11:58:30.000Z"),
-    ]
-    assert ("ana-laptop", "whois") in [(one["device"], one["source"]) for one in found["history"]]
-    assert found["used_by"] == [
-        {
-            "user": "ana@example.com",
-            "device_id": "n1CNTRL",
-            "service": "dashboard",
-            "requests": 2,
-            "last_request": "2026-03-01T11:59:00.000Z",
-        }
-    ]
-    assert (nobody["address"], nobody["device"], nobody["used_by"]) == ("fd7a:115c:a1e0::99", None, [])
-    assert [one["device"] for one in nobody["says"]] == [None, None]
-    assert (wrong.status_code, wrong.json()["error"]["message"]) == (422, "address is 'laptop'.")
-
-
-def test_the_status_says_who_is_there_and_whose_keys_expire(serving: Serving) -> None:
-    with tailscale() as control:
-        api = TailscaleAPI(key=API_KEY, url=control.url)
-        with serving(status=str(STATUS), tailscale=api) as client:
-            loaded(client)
-            found = get(client, "tailnet/status")
-    assert {name: found[name] for name in ("devices", "online", "people", "tagged", "shared")} == {
-        "devices": 5,
-        "online": 5,
-        "people": 3,
-        "tagged": 1,
-        "shared": 1,
-    }
-    assert (found["tailnet"], found["magic_dns_suffix"]) == ("fake-control.example.net", "tail-scale.ts.net")
-    assert found["keys_expiring"] == [
-        {
-            "id": ALICE.node_id,
-            "device": "alice-laptop",
-            "user": "alice@example.com",
-            "expires": "2026-03-09T04:44:05Z",
-            "expired": False,
-        }
-    ]
-    assert [(one["name"], one["device"], one["userspace"], one["key_expires"]) for one in found["listed_by"]] == [
-        ("status", "appsrv", True, None),
-        ("api", None, None, "2026-05-30T00:00:00Z"),
-    ]
-
-
-def test_without_any_source_the_answers_say_how_to_set_one(client: TestClient) -> None:
-    for path in ("tailnet/devices", "tailnet/status", "tailnet/who-is?address=100.64.0.2"):
-        told = get(client, path)["sources"][-1]
-        assert (told["name"], told["state"], "TAILSCALE_API_KEY" in told["message"]) == ("tailnet", "not set", True)
-    assert [source["name"] for source in get(client, "active")["sources"]] == ["store"]

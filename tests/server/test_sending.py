@@ -1,0 +1,145 @@
+"""How the lines of a log come to the server, and who is there instead of it."""
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from tailspan.delivery import delivery
+from tailspan.errors import AccessError, UnsentError
+from tailspan.ingest.line import Origin
+from tailspan.ingest.lines import Log
+from tailspan.ingest.nginx import chosen
+from tailspan.ingest.tally import Tally
+from tailspan.query import nanoseconds
+from tests.server.logs import (
+    combined,
+    counts,
+    read,
+    written,
+)
+from tests.server.spans import NOW
+
+URL_FIX = "TAILSPAN_URL says where tailspan is."
+
+
+def test_a_delivery_that_is_none_is_refused(client: TestClient) -> None:
+    for body in (
+        b"",
+        b"{}\n",
+        b'{"abouts":{}}\n0\tzz\n',
+        b'{"abouts":{}}\n0\t' + b"a" * 32 + b"\t" + b"b" * 16 + b"\t1\t\t\n",
+    ):
+        answer = client.post("/analytics/log-lines", content=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unreadable_body")
+    log = Log(Origin("s"), Tally())
+    log.open_file(chosen("combined")[0])
+    head = json.loads(delivery(log.read(combined().encode(), nanoseconds(NOW)), None).partition(b"\n")[0])
+    for caller, claim, source, expected in (
+        ("unknown", None, "none", 200),
+        ("unknown", "boss@example.com", "serve_header", 200),  # believed nowhere unless it is declared
+        ("local", "boss@example.com", "nginx_auth", 200),
+        ("unknown", "boss@example.com", "none", 400),  # nobody's word
+        ("unknown", None, "serve_header", 400),
+        ("unknown", "boss@example.com", "whois", 400),  # which no log has
+        ("person", "boss@example.com", "serve_header", 400),
+    ):
+        named = {"caller": [caller], "claim": [claim], "identity_source": [source]}
+        content = json.dumps(head | {"abouts": head["abouts"] | named}) + "\n"
+        assert client.post("/analytics/log-lines", content=content).status_code == expected, named
+    for column, expected in (("page", 400), ("by_proxy", 200)):  # the latter is not known to older commands
+        lacking = json.dumps(head | {"abouts": head["abouts"] | {column: []}}) + "\n"
+        assert client.post("/analytics/log-lines", content=lacking).status_code == expected
+
+
+def test_a_delivery_may_take_minutes(tmp_path: Path) -> None:
+    """As where InfluxDB has much of that time, on a busy machine."""
+
+    def minutes_later(request: httpx.Request) -> httpx.Response:
+        if request.extensions["timeout"]["read"] < 300:
+            raise httpx.ReadTimeout("timed out")
+        if request.url.path == "/analytics/query":
+            return httpx.Response(403)
+        if request.method == "GET":
+            return httpx.Response(200, json={"file": "0" * 32, "read_to": 0, "before": ""})
+        told = {"lines": 1, "added": 1, "known": 0, "twins": 0, "too_old": 0, "unresolved": []}
+        return httpx.Response(200, json=told)
+
+    path = written(tmp_path / "a.log", combined())
+    with httpx.Client(base_url="http://x", transport=httpx.MockTransport(minutes_later), timeout=30) as patient:
+        assert counts(read(patient, path)) == {"lines": 1, "added": 1}
+
+
+def test_what_was_sent_before_something_came_in_the_way_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailspan.logfiles.PIECE", 1000)
+    told = {"lines": 7, "added": 7, "known": 0, "twins": 0, "too_old": 0, "unresolved": []}
+    answers = iter([httpx.Response(200, json=told), httpx.Response(403, text="not any more")])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        place = {"file": "0" * 32, "read_to": 0, "before": ""}
+        return httpx.Response(200, json=place) if request.method == "GET" else next(answers)
+
+    path = written(tmp_path / "a.log", *[combined()] * 50)
+    with httpx.Client(base_url="http://x", transport=httpx.MockTransport(answer)) as server:
+        found = read(server, path)
+        problem = f"http://x answered 403, and not as tailspan does: not any more. {URL_FIX}"
+        assert (found["added"], found["problems"]) == (7, [problem])
+    refusing = httpx.MockTransport(lambda _: httpx.Response(403))
+    with httpx.Client(base_url="http://x", transport=refusing) as server, pytest.raises(UnsentError):
+        read(server, path)
+
+
+def _nobody_there(_: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("[Errno 111] Connection refused") from ConnectionRefusedError(111)
+
+
+def _nameless(_: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("[Errno -2] Name or service not known") from socket.gaierror(-2)
+
+
+TOKEN = AccessError("The token is missing.", fix="Send it.").body()
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (
+            _nobody_there,
+            "No tailspan answers at http://x: [Errno 111] Connection refused. "
+            "Start it, or say by TAILSPAN_URL where it is: tailspan serve",
+        ),
+        (_nameless, f"No tailspan answers at http://x: [Errno -2] Name or service not known. {URL_FIX}"),
+        (
+            lambda _: httpx.Response(404, json={"detail": "Not Found"}),
+            f"""http://x answered 404, and not as tailspan does: {{"detail":"Not Found"}}. {URL_FIX}""",
+        ),
+        (
+            lambda _: httpx.Response(200, html="<p>\x1b[1mHi"),
+            f"http://x answered 200, and not as tailspan does: <p>\\x1b[1mHi. {URL_FIX}",
+        ),
+        (
+            lambda _: httpx.Response(401, json=TOKEN),
+            "http://x answered 401: The token is missing. Send it. "
+            "This command sends what is in its own environment: TAILSPAN_TOKEN, or TAILSPAN_TOKEN_FILE.",
+        ),
+    ],
+    ids=["refused", "name", "another service", "a page", "token"],
+)
+def test_who_does_not_answer_as_tailspan_is_told_with_the_setting_that_mends_it(
+    answer: Callable[[httpx.Request], httpx.Response], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailspan.sending.START_S", 0)
+    monkeypatch.setattr("tailspan.sending.PAUSE_S", 0.01)
+    path = written(tmp_path / "a.log", combined())
+    with (
+        httpx.Client(base_url="http://x", transport=httpx.MockTransport(answer)) as server,
+        pytest.raises(UnsentError) as raised,
+    ):
+        read(server, path)
+    assert str(raised.value) == told
