@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import duckdb
 
-from tailspan.labels import Checker, Labels
+from tailspan.labels import UNASKED, Checker, Labels
 
 DESCRIBED_TABLE: Final = "meaning.described"  # in memory
 S: Final = 10**9
@@ -39,8 +39,8 @@ SIGHTINGS: Final = """
 TURN: Final = "from_ns, node_id, node, coalesce(login, ''), coalesce(full_name, ''), coalesce(tags, ''), kind, source"
 
 # Whom a log's line names is a claim, which counts where its service's log is trusted in that. Elsewhere it names
-# nobody, and who came from the proxy's own machine is a program.
-STATED: Final = """
+# nobody, and who came from the proxy's own machine is a program. A user whose password nobody looked at is a claim.
+STATED: Final = f"""
     stated AS (
         SELECT * REPLACE (
             CASE WHEN claimed THEN claim END AS claim,
@@ -52,6 +52,7 @@ STATED: Final = """
         FROM (SELECT *, source = 'log' AND login IS NULL
                         AND identity_source IN ('serve_header', 'nginx_auth') AS claimed,
                      claimed AND list_contains($trusted_logs, service || chr(9) || identity_source)
+                     AND NOT (identity_source = 'nginx_auth' AND coalesce(status, 0) IN {UNASKED})
                      AS believed FROM about))"""
 
 # address → whose it was, for all times: entries as they are, and what lies before, between and after them

@@ -55,6 +55,22 @@ def test_a_user_is_believed_when_answered_where_the_proxy_is_declared_to_let_no_
         assert len(people()) == 4
 
 
+def test_a_user_whose_password_nginx_did_not_look_at_names_nobody(serving: Serving, tmp_path: Path) -> None:
+    """What it answers before that: redirects, refusals, limits. Only of the others it knows who asked."""
+    statuses = (200, 301, 302, 304, 308, 400, 401, 403, 404, 413, 429, 499, 500, 502, 503)
+    path = written(
+        tmp_path / "basic.log",
+        *(combined(f"GET /{status} HTTP/1.1", status, user="ana@example.com") for status in statuses),
+    )
+    settings = written(tmp_path / "settings.toml", '[trusted_logs]\ndashboard = "$remote_user"')
+    with serving(settings=Path(settings)) as client:
+        read(client, path)
+        named = {log["status"] for log in logs(client) if log["user"] == "ana@example.com"}
+        assert (named, len(logs(client))) == ({200, 304, 404, 500, 502}, len(statuses))
+        [ana] = client.get("/analytics/access-logs?user=ana@example.com&limit=1").json()["logs"]
+        assert ana["caller"] == "person"
+
+
 def test_who_comes_through_a_proxy_on_the_same_machine_is_a_person_where_the_log_is_trusted_and_local_elsewhere(
     serving: Serving, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ class Nginx(Engine):
         behind_serve = "\n".join(line for line in proxy if "Tailscale-" not in line)  # as serve.conf says
         (folder / "tailspan" / "proxy-behind-serve.conf").write_text(behind_serve)
         self.url, self.behind_serve = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        (folder / "htpasswd").write_text("ana@example.com:{PLAIN}right\n")
         (folder / "nginx.conf").write_text(self._config(upstreams, form))
         super().__init__(
             *(program("nginx", "nginx"), "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"),
@@ -61,6 +62,13 @@ class Nginx(Engine):
                     location = / {{ return 302 /board; }}
                     location = /kept {{ default_type text/html; return 200 kept; }}
                     location /refused {{ add_header X-Uri $uri always; return 403; }}
+                    location /private/ {{
+                        auth_basic private;
+                        auth_basic_user_file {self.folder}/htpasswd;
+                        rewrite old$ /private/ redirect;
+                        default_type text/html;
+                        alias {FILES}/;
+                    }}
                     location = /guarded {{ auth_request /auth; alias {self.folder}/nginx.conf; }}
                     location = /auth {{
                         internal;

@@ -544,6 +544,27 @@ def test_what_nginx_answers_itself_is_no_silence_and_what_it_finds_nobody_for_is
     until(lambda: told() == (48, 24, [12]), "no gap", lambda: str(told()), patience=120)
 
 
+def test_a_user_counts_whose_password_is_right(tmp_path: Path, nginx: Nginx, follow: Follow) -> None:
+    (settings := tmp_path / "settings.toml").write_text('[trusted_logs]\nshop = "$remote_user"')
+    url = follow(nginx.access_log, TAILSPAN_SETTINGS=str(settings)).url
+    for password, path, status in (
+        ("right", "http.conf", 200),
+        ("right", "nowhere", 404),
+        ("wrong", "http.conf", 401),
+        ("wrong", "old", 302),
+    ):
+        asked = CLIENT.get(f"{nginx.url}/private/{path}", auth=("ana@example.com", password))
+        assert asked.status_code == status
+    named = {("/private/http.conf", 200, "ana@example.com"), ("/private/nowhere", 404, "ana@example.com")}
+    nobody = {("/private/http.conf", 401, None), ("/private/old", 302, None)}
+
+    def told() -> set[tuple[Any, ...]]:
+        logs = CLIENT.get(f"{url}/analytics/access-logs", params={"service": "shop"}).json()["logs"]
+        return {(log["endpoint"], log["status"], log["user"]) for log in logs}
+
+    until(lambda: told() == named | nobody, "not told", lambda: str(told()))
+
+
 def test_a_phone_shows_up_without_any_code(tmp_path: Path, shop: Shop, follow: Follow) -> None:
     """nginx's default log and a service that is not instrumented."""
     nginx = Nginx(tmp_path / "nginx", [shop.port], form="combined")
