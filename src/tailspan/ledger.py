@@ -88,8 +88,8 @@ TWINS: Final = f"""
 KEEP: Final = """
     INSERT INTO request (trace_id, span_id, parent_id, start_ns, duration_ns, open_ns, path, number)
     SELECT trace_id, span_id, NULL, start_ns, duration_ns, open_ns, path, number FROM line"""
-# what a line and its live span have in common where no id tells
-ALIKE: Final = "(service, method, status, path, coalesce(address, client_address))"
+# what a line and its live span have in common where no id tells; from the own machine a service may see no address
+ALIKE: Final = "(service, method, status, path, CASE WHEN caller <> 'local' THEN coalesce(address, client_address) END)"
 PATH: Final = 3  # of ALIKE
 LONELY: Final = f"""
     SELECT trace_id, span_id, start_ns + coalesce(duration_ns, open_ns, 0), {ALIKE} AS alike
@@ -254,7 +254,8 @@ def reconcile(cursor: duckdb.DuckDBPyConnection, spans: Iterable[Span]) -> int:
 
 
 def _alike(span: Span) -> tuple[object, ...]:
-    return span.service, span.method, span.status, span.path, span.address or span.client_address
+    address = None if span.caller == "local" else span.address or span.client_address
+    return span.service, span.method, span.status, span.path, address
 
 
 def candidates(found: duckdb.DuckDBPyConnection) -> Iterator[Candidate]:

@@ -512,6 +512,20 @@ def test_set_up_while_it_runs_and_logged_twice_each_request_is_there_once(nginx:
     assert f"{sum(line.startswith('{') for line in lines)} lines dropped: two formats in one file" in log["message"]
 
 
+@pytest.mark.parametrize("form", ["combined"])
+def test_what_comes_from_the_proxys_own_machine_is_there_once(
+    shop: Shop, nginx: Nginx, follow: Follow, store: tuple[dict[str, str], str]
+) -> None:
+    server = follow(nginx.access_log, **store[0])
+    shop.serve(store[1] or server.url)
+    for address in ("127.0.0.1", "::1", "100.64.0.8"):
+        assert CLIENT.get(f"{nginx.url}/items/1", headers=PHONE | {ADDRESS: address}).status_code == 200
+    shop.end()
+    told = read_again(server, nginx)
+    assert (told["lines"], told["dropped"]) == (3, {})
+    there(server, Counter({("/items/{number}", "live"): 3}))
+
+
 def test_nginx_starts_and_serves_while_tailspan_is_away(shop: Shop, nginx: Nginx) -> None:
     """Its fixture was ready although nobody knows the name `tailspan`, nor is there a resolver."""
     shop.serve(None)
