@@ -5,6 +5,8 @@ nobody of it; its line's point is deleted then.
 """
 
 import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
@@ -19,7 +21,18 @@ from tailspan.encode import batches
 from tailspan.errors import BusyError, UnsentError
 from tailspan.flux import Part
 from tailspan.ingest.lines import Lines
-from tailspan.ledger import EARLIER_NS, HOUR, LONGEST_NS, MINUTE, ZONES_NS, Arrival, Fates, as_file, candidates
+from tailspan.ledger import (
+    EARLIER_NS,
+    HOUR,
+    LONGEST_NS,
+    MINUTE,
+    SPREAD_NS,
+    ZONES_NS,
+    Arrival,
+    Fates,
+    as_file,
+    candidates,
+)
 from tailspan.points import nanoseconds
 from tailspan.query import Range
 from tailspan.receiver import Receiver
@@ -27,9 +40,10 @@ from tailspan.span import ABOUT, Span
 from tailspan.store.duckdb import INSERT_ABOUT, DuckDB, by_column
 
 DELETES: Final = 500  # at once: each takes InfluxDB a while
+ARRIVING_S: Final = 60.0  # as long may a line be in the collector
+ARRIVING: Final = 100_000  # at most so many are remembered
 LOOK_BACK_NS: Final = 48 * HOUR  # how late a live span may come
 FLOATING: Final = b"00000000"  # as ledger.FLOATING, in hex
-LATEST_NS: Final = 7_258_118_400 * 10**9
 OF_TIME: Final = f"""
     CREATE OR REPLACE TABLE about AS
         SELECT DISTINCT ON (number) number::HUGEINT AS number, {", ".join(ABOUT)} FROM arrived;
@@ -79,6 +93,7 @@ class LogLines:
         self._collector = collector
         self._working = threading.Lock()
         self._counted: dict[int, int] = {}  # hour → its points, when it was reconciled
+        self._sent: deque[tuple[float, int]] = deque(maxlen=ARRIVING)  # when, and the start of each
         connection.execute("ATTACH ':memory:' AS lines")
 
     @contextmanager
@@ -112,7 +127,9 @@ class LogLines:
                 cursor.execute(INSERT_ABOUT, by_column(("number", *ABOUT), abouts))
             fates = ledger.enter(cursor, Arrival(file, lines.total, numbers), oldest_ns)
             if not dry_run:
-                self._send(self._collector, map(Span._make, cursor.execute(NEW).fetchall()))
+                new = list(map(Span._make, cursor.execute(NEW).fetchall()))
+                self._sent.extend((time.monotonic(), span.start_ns) for span in new)
+                self._send(self._collector, new)
                 self._keep_settled(cursor)
                 self._local.witness(cursor.execute("FROM seen").fetchall())
         return fates
@@ -183,11 +200,18 @@ class LogLines:
             around = {"early": of.start_ns, "late": of.end_ns}
             ledger.settle(cursor, *of, candidates(cursor.execute(ledger.FREE, around)), "request")
             self._keep_settled(cursor)
-            found = cursor.execute(GONE).fetchall()
-        runs = [list(run) for gone, run in groupby(found, key=lambda row: row[1]) if gone]
-        for run in runs[:DELETES]:
-            self._bucket.delete('"tailspan.source"="log"', Range(run[0][0], run[-1][0] + 1))
+            found = sorted([*cursor.execute(GONE).fetchall(), *self._arriving()])
+            runs = [list(run) for gone, run in groupby(found, key=lambda row: row[1]) if gone]
+            for run in runs[:DELETES]:  # before another line is added, which would go with its neighbours
+                self._bucket.delete('"tailspan.source"="log"', Range(run[0][0], run[-1][0] + 1))
         return sum(map(len, runs[:DELETES]))
+
+    def _arriving(self) -> Iterator[tuple[int, bool]]:
+        """Between which times InfluxDB may get lines meanwhile: a stretch of those that go ends there."""
+        while self._sent and self._sent[0][0] < time.monotonic() - ARRIVING_S:
+            self._sent.popleft()
+        for _, start_ns in self._sent:
+            yield from ((start_ns, False), (start_ns + SPREAD_NS, False))
 
 
 def _stretches(hours: Iterable[int]) -> Iterator[tuple[int, int]]:

@@ -22,7 +22,7 @@ from tailspan.ingest.nginx import chosen
 from tailspan.ingest.tally import Tally
 from tailspan.ledger import Fates
 from tailspan.query import Range, nanoseconds
-from tailspan.receiver import Receiver
+from tailspan.receiver import Answer, Receiver
 from tailspan.store.duckdb import DuckDB
 from tailspan.store.influxdb import InfluxDB
 from tests.server.ledgers import Happened, Reference, Told, dense_world
@@ -320,6 +320,38 @@ def test_live_requests_as_many_as_the_lines_that_went_before_are_not_overlooked(
         live(collector, number)
         there(influxd, 4)
         assert (influxdb.reconcile(now_ns), influxd.count()) == (1, 3)
+
+
+def test_a_line_that_arrives_between_those_that_go_stays(
+    client: TestClient, influxd: Influxd, collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was in the collector while those were looked for."""
+    told = [NOW + timedelta(seconds=number) for number in range(3)]
+    lines = [identified(0, at=told[number], request_id=request_id(number).hex(), took="0.005") for number in range(3)]
+    read(client, written(tmp_path / "a.log", lines[0], lines[2]), now=NOW + timedelta(hours=1))
+    there(influxd, 2)
+    live(collector, 0, at=told[0])
+    live(collector, 2, at=told[2])
+    there(influxd, 4)
+    waiting: list[bytes] = []
+    send, delete = Receiver.send, Bucket.delete
+
+    def wait(_: Receiver, body: bytes) -> Answer:
+        waiting.append(body)
+        return Answer(0, "")
+
+    def arrive_and_delete(bucket: Bucket, *what: Any) -> None:
+        while waiting:
+            send(Receiver(collector.endpoint), waiting.pop())
+            there(influxd, 5)
+        delete(bucket, *what)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(Receiver, "send", wait)
+        read(client, written(tmp_path / "b.log", lines[1]), now=NOW + timedelta(hours=1), origin={"service": "shop"})
+    monkeypatch.setattr(Bucket, "delete", arrive_and_delete)
+    store: InfluxDB = client.app.state.store  # type: ignore[attr-defined]
+    assert (store.reconcile(int(told[2].timestamp()) * 10**9), waiting, influxd.count()) == (2, [], 3)
 
 
 @pytest.mark.parametrize("live_first", [True, False], ids=["live first", "line first"])
