@@ -5,13 +5,29 @@
 log=$1
 bytes=${BYTES:-10000000}
 keep=${KEEP:-14}
-while sleep "${EVERY:-60}"; do
-    [ -f "$log" ] && [ "$(wc -c <"$log")" -gt "$bytes" ] || continue
-    number=$keep
-    while [ "$number" -gt 1 ]; do
-        older=$((number - 1))
-        [ ! -f "$log.$older.gz" ] || mv "$log.$older.gz" "$log.$number.gz"
-        number=$older
+
+# what was copied, also before the disk was full or this was stopped
+pack() {
+    [ ! -f "$log.new" ] || gzip -f "$log.new" || return
+    [ -f "$log.new.gz" ] || return 0
+    number=1
+    while [ "$number" -lt "$keep" ] && [ -f "$log.$number.gz" ]; do
+        number=$((number + 1))
     done
-    cp -p "$log" "$log.new" && : >"$log" && gzip -f "$log.new" && mv "$log.new.gz" "$log.1.gz"
+    while [ "$number" -gt 1 ]; do
+        newer=$((number - 1))
+        mv "$log.$newer.gz" "$log.$number.gz" || return
+        number=$newer
+    done
+    mv "$log.new.gz" "$log.1.gz"
+}
+
+while sleep "${EVERY:-60}"; do
+    pack || continue
+    [ -f "$log" ] && [ "$(wc -c <"$log")" -gt "$bytes" ] || continue
+    if cp -p "$log" "$log.new" && true >"$log"; then
+        pack
+    else
+        rm -f "$log.new"
+    fi
 done

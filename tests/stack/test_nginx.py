@@ -625,3 +625,37 @@ def test_the_sidecars_script_rotates(nginx: Nginx, follow: Follow) -> None:
         rotating.kill()
         rotating.wait()
     until(lambda: sum(counted(server.url).values()) > 40, "lines are missing", lambda: str(log_source(server)))
+
+
+@pytest.mark.parametrize(("failing", "torn"), [("cp", "$3"), ("gzip", "$2.gz")])
+def test_the_sidecars_script_loses_nothing_where_there_is_no_room(tmp_path: Path, failing: str, torn: str) -> None:
+    """And packs on once there is. Its turns are counted in place of waited for."""
+    log, programs = tmp_path / "access.log", tmp_path / "bin"
+    programs.mkdir()
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "BYTES": "10", "KEEP": "9"}
+    _program(programs / "sleep", "read -r turn")
+    packed = {f"{log}.{number}.gz": f"day {9 - number}\n" for number in (1, 2, 3)}
+    for path, day in packed.items():
+        Path(path).write_bytes(gzip.compress(day.encode()))
+
+    def turns(*written: str) -> None:
+        for line in written:
+            with log.open("a") as file:
+                file.write(line)
+            subprocess.run([FILES / "rotate.sh", log], env=environment, input="\n" * 4, text=True, check=False)
+
+    broken = _program(programs / failing, f'echo torn >"{torn}"; exit 1')
+    turns("many at the day 9\n", "many at the day 10\n")
+    for path, day in packed.items():
+        assert gzip.decompress(Path(path).read_bytes()).decode() == day
+    broken.unlink()
+    turns("many at the day 11\n")
+    days = [gzip.decompress(path.read_bytes()).decode() for path in sorted(tmp_path.glob("*.gz"), reverse=True)]
+    assert "".join(days) == "".join(f"{'many at the ' * (day > 8)}day {day}\n" for day in range(6, 12))
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".gz"} == {"access.log", "bin"}
+
+
+def _program(path: Path, does: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{does}\n")
+    path.chmod(0o755)
+    return path
