@@ -18,7 +18,7 @@ from tailspan.ingest.lines import Lines, Log
 from tailspan.ingest.nginx import Format
 from tailspan.ingest.tally import ENDLESS, Tally
 from tailspan.logfiles import LogFile, hear, in_order, is_as_read, is_still, look, opened, pieces, torn
-from tailspan.logtrouble import STDIN, full_disk
+from tailspan.logtrouble import STDIN, full_disk, shown_path
 from tailspan.outcome import Result, compare, lost_on_the_way
 from tailspan.sending import Sender
 
@@ -83,7 +83,7 @@ def _found(paths: Sequence[str], formats: Sequence[Format], zone: str, result: R
             if file := look(path, formats, zone):
                 yield file
                 continue
-            result.empty.append(path)
+            result.empty.append(shown_path(path))
             if rest := torn(path):
                 result.tally.torn(rest)
             elif path == STDIN:
@@ -115,7 +115,7 @@ def _read(
             _check(file, content)
             place = sender.place(file)
             if is_as_read(content, place.read_to, place.before):
-                place.check(file.path, service)
+                place.check(shown_path(file.path), service)
                 position = place.read_to if resumes else 0
             hear(log, content, position, clock())
             result.skipped += position
@@ -136,7 +136,7 @@ def _read(
 def _check(file: LogFile, content: IO[bytes]) -> None:
     """Raises LogError where it was emptied since, or another has its name. It stands at its beginning afterwards."""
     if not is_still(file, content):
-        told = f"{file.path} was rotated while this ran, and not read to its end."
+        told = f"{shown_path(file.path)} was rotated while this ran, and not read to its end."
         raise LogError(told, value=file.path, fix="Run this again: nothing is added twice.")
 
 

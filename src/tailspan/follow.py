@@ -21,7 +21,7 @@ from tailspan.ingest.lines import Log
 from tailspan.ingest.nginx import Format
 from tailspan.ingest.tally import ENDLESS, Tally
 from tailspan.logfiles import LogFile, LogState, hear, is_as_read, is_still, look, opened, pieces
-from tailspan.logtrouble import check_file, cut, full_disk, unlisted, unreadable
+from tailspan.logtrouble import check_file, cut, full_disk, shown_path, unlisted, unreadable
 from tailspan.witness import Witness
 
 PIECES_AT_ONCE: Final = 1  # then others may have their turn, or the server its end
@@ -83,7 +83,7 @@ class Follower:
         *,
         hold_s: float = 0,
     ) -> None:
-        self.state = LogState("no data yet", f"{' '.join(patterns)} was not looked at yet.")
+        self.state = LogState("no data yet", f"{shown_path(' '.join(patterns))} was not looked at yet.")
         self._patterns = patterns
         self._witness = witness
         self._clock_ns = clock_ns
@@ -115,7 +115,7 @@ class Follower:
                     del self._kept[file.key]
                 if not self._is_read(file, seen):
                     if is_new:
-                        self.state = LogState("behind", f"{file.path} is being read: answers lack its end.")
+                        self.state = LogState("behind", f"{shown_path(file.path)} is being read: answers lack its end.")
                     return True
         except StoreError as problem:
             self.state = LogState("unreadable", str(problem))
@@ -183,7 +183,7 @@ class Follower:
         place, now_ns = self._place(file.key), self._clock_ns()
         position = 0
         if is_as_read(content, place.read_to, place.before):
-            place.check(file.path, self._origin.service)
+            place.check(shown_path(file.path), self._origin.service)
             position = place.read_to
         log, read_to, is_all = self._log(file, content, position, now_ns), position, True
         if position <= self._witness.place(file.key).read_to:
@@ -269,11 +269,11 @@ class Follower:
     def _told(self, paths: list[str]) -> LogState:
         if self._trouble:
             return LogState("unreadable", str(next(iter(self._trouble.values()))))
-        where = " ".join(self._patterns)
+        where = shown_path(" ".join(self._patterns))
         if not paths:
             if problem := next(filter(None, map(unlisted, self._patterns)), None):
                 return LogState("unreadable", str(problem))
-            near = Path(self._patterns[0]).parent
+            near = shown_path(Path(self._patterns[0]).parent)
             return LogState("unreadable", f"No file is called {where}. Look for it: ls -l {near}")
         if full := full_disk(paths):
             return LogState("unreadable", str(full))
@@ -289,6 +289,7 @@ class Follower:
         told = f"{where} is read." + f" {dropped}." * bool(dropped) + alike * bool(self._dropped.alike)
         for pattern in self._patterns:
             if not has_magic(pattern):
-                told += f" What nginx writes just before a rotation is missed where only {pattern} is looked at. "
-                told += f"Set TAILSPAN_NGINX_LOG={pattern}*"
+                name = shown_path(pattern)
+                told += f" What nginx writes just before a rotation is missed where only {name} is looked at. "
+                told += f"Set TAILSPAN_NGINX_LOG={name}*"
         return LogState("ok", told)

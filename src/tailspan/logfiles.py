@@ -16,7 +16,17 @@ from tailspan.errors import CutError, LogError
 from tailspan.ingest.line import CLOCKS
 from tailspan.ingest.lines import Log
 from tailspan.ingest.nginx import SAFE, UNSAFE, Format, detected
-from tailspan.logtrouble import GZIP, PACKED, STDIN, check_file, check_unpacked, cut, unknown_format, unreadable
+from tailspan.logtrouble import (
+    GZIP,
+    PACKED,
+    STDIN,
+    check_file,
+    check_unpacked,
+    cut,
+    shown_path,
+    unknown_format,
+    unreadable,
+)
 
 MAGIC: Final = max(map(len, PACKED))
 BROKEN: Final = (EOFError, zlib.error, gzip.BadGzipFile)  # what a packed file is that is not whole
@@ -108,7 +118,7 @@ def look(path: str, formats: Iterable[Format], zone: str) -> LogFile | None:
     if form is None:
         raise unknown_format(path, first[0], formats)
     if not form.is_safe:
-        raise LogError(f"{path} cannot be believed. {UNSAFE.format(form.name)}", value=path, fix=SAFE)
+        raise LogError(f"{shown_path(path)} cannot be believed. {UNSAFE.format(form.name)}", value=path, fix=SAFE)
     return LogFile(path, form, _first_time(form, first, zone), key_of(first[0]), is_packed)
 
 

@@ -31,9 +31,15 @@ OTHER: Final = (
 OF_LOGS: Final = ("logs", "nginx")  # in the name of a folder that has nothing but logs
 
 
+def shown_path(path: str | Path) -> str:
+    """As a person may be shown it: names are any bytes, and an answer is UTF-8."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def cut(path: str, reason: str) -> CutError:
     fix = "It is cut off, or being written; what could be unpacked is read."
-    return CutError(f"{path} cannot be unpacked to its end: {reason.rstrip('.')}.", value=reason, fix=fix)
+    return CutError(f"{shown_path(path)} cannot be unpacked to its end: {reason.rstrip('.')}.", value=reason, fix=fix)
 
 
 def check_file(path: str) -> None:
@@ -44,19 +50,21 @@ def check_file(path: str) -> None:
             return
     except OSError as problem:
         raise unreadable(path, problem) from None
-    linked = f" links to {there.readlink()}, which" if there.is_symlink() else ""
+    name, linked = shown_path(path), ""
+    if there.is_symlink():
+        linked = f" links to {shown_path(there.readlink())}, which"
     if there.exists():
         fix = "nginx's image has that: name another file in its access_log. A pipe: zcat FILE | tailspan backfill -"
-        raise LogError(f"{path}{linked} is no file.", value=path, fix=fix)
+        raise LogError(f"{name}{linked} is no file.", value=path, fix=fix)
     if linked:
-        raise LogError(f"{path}{linked} is not there.", value=path, fix=f"Look for it, and mount it too: ls -l {path}")
+        raise LogError(f"{name}{linked} is not there.", value=path, fix=f"Look for it, and mount it too: ls -l {name}")
 
 
 def check_unpacked(path: str, begin: bytes) -> None:
     """Raises LogError, with the command that unpacks it."""
     for magic, (packer, unpacker) in PACKED.items():
         if begin.startswith(magic):
-            name, given = ("Standard input", "") if path == STDIN else (path, f" {quote(path)}")
+            name, given = ("Standard input", "") if path == STDIN else (shown_path(path), f" {quote(shown_path(path))}")
             fix = f"Unpack it, with the same options: {unpacker}{given} | tailspan backfill -"
             raise LogError(f"{name} is packed by {packer}, and not unpacked here.", value=path, fix=fix)
 
@@ -67,16 +75,16 @@ def unreadable(path: str, problem: OSError) -> LogError:
     if isinstance(problem, FileNotFoundError):
         near = next((parent for parent in there.parents if parent.is_dir()), Path("/"))
         mounted = "In a container the log's directory is mounted read-only. " if near == Path("/") else ""
-        fix = f"{mounted}Look for it: ls -l {near}"
+        fix = f"{mounted}Look for it: ls -l {shown_path(near)}"
     elif isinstance(problem, NotADirectoryError):
-        fix = f"Name the file: {next(parent for parent in there.parents if parent.is_file())}"
+        fix = f"Name the file: {shown_path(next(parent for parent in there.parents if parent.is_file()))}"
     elif isinstance(problem, IsADirectoryError):
-        fix = f"Name its files: {path.rstrip('/')}/access.log*"
+        fix = f"Name its files: {shown_path(path).rstrip('/')}/access.log*"
     elif isinstance(problem, PermissionError):
         fix = _may_read(there)
     else:
         fix = "Look at the disk: sudo dmesg | tail"
-    return LogError(f"{path} cannot be read: {problem.strerror}.", value=path, fix=fix)
+    return LogError(f"{shown_path(path)} cannot be read: {problem.strerror}.", value=path, fix=fix)
 
 
 def is_full(folder: Path) -> bool:
@@ -92,8 +100,9 @@ def full_disk(paths: Iterable[str]) -> LogError | None:
     """That logs which lie there are not written now, and what mends it."""
     for folder in {Path(path).parent for path in paths if path != STDIN}:
         if is_full(folder):
-            told = f"The disk of {folder} is full: nginx does not write down what it sees now."
-            return LogError(told, fix=f"Make room: df -h {folder}; sudo du -axh {folder} | sort -h | tail")
+            name = shown_path(folder)
+            told = f"The disk of {name} is full: nginx does not write down what it sees now."
+            return LogError(told, fix=f"Make room: df -h {name}; sudo du -axh {name} | sort -h | tail")
     return None
 
 
@@ -125,11 +134,12 @@ def _may_read(path: Path) -> str:
         owner = f"It belongs to uid {stat.st_uid}, group {stat.st_gid}; this is uid {os.geteuid()}. "
     except OSError:
         pass
-    ways = [f"sudo setfacl -m {who}:x {closed}"] * (closed is not None)
+    ways = [f"sudo setfacl -m {who}:x {shown_path(closed)}"] if closed else []
     if any(name in part for part in folder.parts for name in OF_LOGS):
-        ways.append(f"sudo setfacl -R -m {who}:rX -m d:{who}:rX {folder}")
+        ways.append(f"sudo setfacl -R -m {who}:rX -m d:{who}:rX {shown_path(folder)}")
     else:
-        ways += [f"sudo setfacl -m {who}:rx {folder}"] * (blocked == folder) + [f"sudo setfacl -m {who}:r {path}"]
+        ways += [f"sudo setfacl -m {who}:rx {shown_path(folder)}"] * (blocked == folder)
+        ways += [f"sudo setfacl -m {who}:r {shown_path(path)}"]
     return f"{owner}Allow it: {'; '.join(ways)}" + " (it is in the package acl)" * (which("setfacl") is None)
 
 
@@ -144,7 +154,7 @@ def unknown_format(path: str, line: bytes, formats: Iterable[Format]) -> LogErro
     tried = {form.name: form.text for form in formats}
     told = "\n".join(f"  {name}: {text}" for name, text in tried.items())
     return LogError(
-        f"{path} is in none of these formats:\n{told}\nIts first line: {shown(line)}\n",
+        f"{shown_path(path)} is in none of these formats:\n{told}\nIts first line: {shown(line)}\n",
         value=path,
         fix=NAME_IT if tried == FORMATS else OTHER,
     )

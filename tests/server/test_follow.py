@@ -440,6 +440,19 @@ def test_what_is_in_the_way_is_told_with_what_mends_it(store: DuckDB, log: Path)
     assert (follower.state, store.count()) == (("ok", f"{log}* is read. {torn}"), 2)
 
 
+def test_a_name_that_is_no_utf_8_is_shown(serving: Serving, log: Path) -> None:
+    write(log, range(3))
+    Path(os.fsdecode(os.fsencode(log) + b".caf\xe9")).write_text("what is this?\n")
+
+    def told() -> str:
+        answer = client.get("/analytics/active")
+        assert answer.status_code == 200
+        return next(str(source["message"]) for source in answer.json()["sources"] if source["name"] == "log")
+
+    with serving(nginx_log=(f"{log}*",), nginx_service="dashboard") as client:
+        until(lambda: told().startswith(f"{log}.caf\\xe9 is in none of these formats"))
+
+
 def test_a_pattern_that_names_no_rotated_file_is_told(store: DuckDB, log: Path) -> None:
     witness = Witness(store, lambda: NOW, 400)
     follower = Follower((str(log),), witness, lambda: NOW_NS, chosen(None), Origin("dashboard"))

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from datetime import timedelta
@@ -167,6 +168,16 @@ def test_a_missing_file_and_a_directory_say_what_to_do(client: TestClient, tmp_p
         read(client, str(tmp_path / "no.log"))
     with pytest.raises(LogError, match=r"Is a directory\. Name its files: .*/access\.log\*"):
         read(client, str(tmp_path))
+
+
+def test_a_name_that_is_no_utf_8_is_shown(client: TestClient, tmp_path: Path) -> None:
+    shown, path = f"{tmp_path}/caf\\xe9\\x1b.log", tmp_path / os.fsdecode(b"caf\xe9\x1b.log")
+    with pytest.raises(LogError, match=f"{re.escape(shown)} cannot be read: No such file"):
+        read(client, str(path))
+    assert read(client, written(path))["empty"] == [shown]
+    written(path, gzip.compress(combined().encode())[:-9])
+    [problem] = read(client, str(path))["problems"]
+    assert problem.startswith(f"{shown} cannot be unpacked to its end")
 
 
 def test_a_log_of_which_no_line_is_like_another_is_read(client: TestClient, tmp_path: Path) -> None:
