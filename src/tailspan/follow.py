@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from glob import glob, has_magic
 from io import BufferedReader
 from pathlib import Path
@@ -20,8 +21,8 @@ from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Log
 from tailspan.ingest.nginx import Format
 from tailspan.ingest.tally import ENDLESS, Tally
-from tailspan.logfiles import LogFile, LogState, hear, is_as_read, is_still, look, opened, pieces
-from tailspan.logtrouble import check_file, cut, full_disk, shown_path, unlisted, unreadable
+from tailspan.logfiles import LogFile, LogState, hear, is_as_read, is_still, look, opened, pieces, torn
+from tailspan.logtrouble import check_file, cut, full_disk, lineless, shown_path, unlisted, unreadable
 from tailspan.witness import Witness
 
 PIECES_AT_ONCE: Final = 1  # then others may have their turn, or the server its end
@@ -45,7 +46,7 @@ class _Read(NamedTuple):
     is_sure: bool  # reading it again would find nothing: the store keeps what was read, and it was all
     first_at: float
     last_at: float
-    cut: CutError | None  # its end is missing
+    told: Callable[[str], LogError] | None  # of that path: its end is missing, or it has no line
 
 
 class _Grown(NamedTuple):
@@ -132,13 +133,23 @@ class Follower:
                 self._trouble.pop(path, None)
                 read = self._read.get(seen)
                 if read and not self._is_due(read):
-                    if read.cut:
-                        self._trouble[path] = cut(path, str(read.cut.value))
+                    if read.told:
+                        self._trouble[path] = read.told(path)
                 elif seen.size:
                     file = look(path, self._formats, self._origin.zone)
-                    if file and not self._is_in_the_making(file, seen):
+                    if not file:
+                        self._pass(path, seen)
+                    elif not self._is_in_the_making(file, seen):
                         yield file, seen
         self._read = {seen: read for seen, read in self._read.items() if seen in present}
+
+    def _pass(self, path: str, seen: _Seen) -> None:
+        """Leaves a file without a line until it changes, unless another has its name by now."""
+        told = partial(lineless, begin=begin) if (begin := torn(path)) else None
+        if Path(path).stat().st_ino == seen.inode:
+            self._read[seen] = _Read(is_sure=True, first_at=0, last_at=0, told=told)
+            if told:
+                self._trouble[path] = told(path)
 
     def _is_in_the_making(self, file: LogFile, seen: _Seen) -> bool:
         """Whether it is being copied from one that was read farther: when all of it is there, nothing is new in it."""
@@ -176,7 +187,8 @@ class Follower:
             return True  # and looked at again by the next step: it was another file, or what mends it is not seen in it
         now, before = time.monotonic(), self._read.get(seen)
         is_sure = self._witness.keeps_places and file.key not in self._ahead
-        self._read[seen] = _Read(is_sure, before.first_at if before else now, now, problem)
+        told = partial(cut, reason=str(problem.value)) if problem else None
+        self._read[seen] = _Read(is_sure, before.first_at if before else now, now, told)
         return True
 
     def _advance(self, file: LogFile, content: IO[bytes], seen: _Seen) -> bool:

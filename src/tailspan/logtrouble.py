@@ -28,6 +28,7 @@ NAME_IT: Final = (
 OTHER: Final = (
     f"Look which log_format the access_log of this file names, and give that; {', '.join(FORMATS)} are known without."
 )
+SHOWN: Final = 40  # bytes of what is no line
 OF_LOGS: Final = ("logs", "nginx")  # in the name of a folder that has nothing but logs
 
 
@@ -40,6 +41,11 @@ def shown_path(path: str | Path) -> str:
 def cut(path: str, reason: str) -> CutError:
     fix = "It is cut off, or being written; what could be unpacked is read."
     return CutError(f"{shown_path(path)} cannot be unpacked to its end: {reason.rstrip('.')}.", value=reason, fix=fix)
+
+
+def lineless(path: str, begin: bytes) -> LogError:
+    told = f"{shown_path(path)} has no whole line: it begins with {shown(begin[:SHOWN])}."
+    return LogError(told, value=path, fix="Where it is no log, move it away.")
 
 
 def check_file(path: str) -> None:

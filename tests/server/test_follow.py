@@ -212,6 +212,51 @@ def test_without_its_checkpoints_it_reads_all_again_and_adds_nothing(store: Duck
     assert store.count() == 20
 
 
+def test_a_file_without_a_line_is_told_and_looked_at_once(
+    store: DuckDB, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of zeros, which a crash left. One that is empty once it is unpacked is no trouble."""
+    looked: list[str] = []
+
+    def noted(path: str, *of: Any) -> Any:
+        looked.append(path)
+        return look(path, *of)
+
+    monkeypatch.setattr("tailspan.follow.look", noted)
+    follower, empty, zeros = following(store, log), Path(f"{log}.2.gz"), Path(f"{log}.1")
+    empty.write_bytes(gzip.compress(b""))
+    assert (follower.step(), follower.state) == (False, ("ok", f"{log}* is read."))
+    log.write_bytes(b"\0" * 3)
+    for path in (log, zeros):
+        for _ in range(2):
+            told = f"{path} has no whole line: it begins with \\x00\\x00\\x00. Where it is no log, move it away."
+            assert (follower.step(), follower.state) == (False, ("unreadable", told))
+        if path == log:
+            log.rename(zeros)
+    assert looked == [str(empty), str(log)]
+    write(zeros, range(3))  # of which the first is part of what was there
+    while follower.step():
+        pass
+    assert (follower.state.state, store.count()) == ("ok", 2)
+
+
+def test_a_file_that_got_another_without_a_line_in_its_place_while_it_looked_is_read(
+    store: DuckDB, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rotated_just_now(path: str, *of: Any) -> Any:
+        monkeypatch.undo()
+        rename(log)
+        log.write_text("torn")
+        return look(path, *of)
+
+    follower = following(store, log)
+    write(log, range(3))
+    monkeypatch.setattr("tailspan.follow.look", rotated_just_now)
+    for _ in range(9):
+        follower.step()
+    assert store.count() == 3
+
+
 def test_a_line_that_is_being_written_is_read_when_it_is_whole(store: DuckDB, log: Path) -> None:
     follower = following(store, log)
     write(log, range(1))
