@@ -8,15 +8,18 @@ The pairs of the latter are kept in `settled`, by ids alone, with the lines of w
 line that is read again is never somebody else's twin, and nobody comes back who was forgotten.
 """
 
+import tempfile
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from shlex import quote
+from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 import duckdb
 
+from tailspan.errors import BusyError
 from tailspan.ingest.lines import Lines
 from tailspan.span import Span
 
@@ -172,11 +175,17 @@ def _pairs(lines: Iterable[Candidate], lives: Iterable[Candidate], apart_ns: int
 
 @contextmanager
 def as_file(lines: Lines) -> Iterator[Path]:
-    """Their rows, where DuckDB's own reader finds them."""
-    with NamedTemporaryFile(suffix=".tsv") as file:
-        file.write(lines.rows)
-        file.flush()
-        yield Path(file.name)
+    """Their rows, where DuckDB's own reader finds them. Raises BusyError."""
+    with ExitStack() as stack:
+        try:
+            file = Path(stack.enter_context(TemporaryDirectory())) / "lines.tsv"
+            file.write_bytes(lines.rows)
+        except OSError as problem:
+            folder = tempfile.tempdir or "/tmp"
+            told = f"Log lines cannot be put into a temporary file in {folder}: {problem.strerror}."
+            fix = f"Make room, or name another folder by TMPDIR: df -h {quote(folder)}"
+            raise BusyError(told, fix=fix) from problem
+        yield file
 
 
 class Arrival(NamedTuple):

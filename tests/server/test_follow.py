@@ -13,7 +13,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from tailspan.errors import BusyError
+from tailspan.errors import BusyError, UnsentError
 from tailspan.follow import Follower
 from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Lines
@@ -23,7 +23,7 @@ from tailspan.store.duckdb import DuckDB
 from tailspan.witness import Witness
 from tests.conftest import Launch
 from tests.server.conftest import Serving
-from tests.server.logs import combined, identified
+from tests.server.logs import combined, counts, identified, read
 from tests.server.spans import ANA, NOW, NOW_NS, export, span
 from tests.server.tailnet import until
 
@@ -521,6 +521,27 @@ def test_a_link_to_what_is_no_file_or_not_there_is_told(store: DuckDB, log: Path
     while follower.step():
         pass
     assert (follower.state.state, store.count()) == ("ok", 2)
+
+
+def test_where_no_temporary_file_can_be_written_that_is_told_and_lines_are_read_once_it_can(
+    serving: Serving, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no room"))
+    monkeypatch.setattr("tailspan.sending.PATIENCE_S", 0)
+    told = f"Log lines cannot be put into a temporary file in {tmp_path}/no room: No such file or directory. "
+    told += f"Make room, or name another folder by TMPDIR: df -h '{tmp_path}/no room'"
+
+    def state() -> str:
+        answer = client.get("/analytics/access-logs").json()
+        return next(str(source["message"]) for source in answer["sources"] if source["name"] == "log")
+
+    write(log, range(3))
+    with serving(nginx_log=(f"{log}*",), nginx_service="dashboard") as client:
+        until(lambda: state() == told)
+        with pytest.raises(UnsentError, match=f"answered 503: {told}"):
+            read(client, str(log))
+        (tmp_path / "no room").mkdir()
+        until(lambda: counts(read(client, str(log), since_ns=0)) == {"lines": 3, "known": 3})
 
 
 def test_what_the_store_did_not_take_is_read_again(store: DuckDB, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
