@@ -10,6 +10,7 @@ from tailspan.covered import Covered, Gap
 from tailspan.delivery import removal
 from tailspan.errors import StoreError
 from tailspan.query import nanoseconds
+from tailspan.span import OWN_SERVICE
 from tailspan.store import Store
 
 TOLD_OF: Final = timedelta(hours=24)  # in the sources of answers
@@ -26,7 +27,7 @@ class Coverage(NamedTuple):
     requests: int  # that its proxy saw
     live: int  # of these, those it told of
     own: int  # of these, those its proxy answered itself, as far as the log says so
-    doubled: int  # that are there twice: as lines, and as it told of them
+    doubled: dict[str, int]  # that are there twice: as lines, and as these services told of them
     gaps: tuple[Gap, ...]  # none where it told of nothing at all: it is not instrumented
 
     @property
@@ -37,15 +38,15 @@ class Coverage(NamedTuple):
 
 def coverages(of: Covered) -> list[Coverage]:
     """Of each service."""
-    doubled = {one[:2]: one.requests for one in of.doubled}
     found = []
     for (service, environment), seen in groupby(of.hours, key=itemgetter(0, 1)):
         hours = list(seen)
         live = sum(hour.live for hour in hours)
         gaps = tuple(gap for gap in of.gaps if live and gap[:2] == (service, environment))
-        requests, twice = sum(hour.requests for hour in hours), doubled.get((service, environment), 0)
-        own = sum(hour.own for hour in hours)
-        found.append(Coverage(service, environment, requests, live, own, twice if twice >= FEW else 0, gaps))
+        requests, own = sum(hour.requests for hour in hours), sum(hour.own for hour in hours)
+        twice = {one.told_by: one.requests for one in of.doubled if one[:2] == (service, environment)}
+        doubled = twice if sum(twice.values()) >= FEW else {}
+        found.append(Coverage(service, environment, requests, live, own, doubled, gaps))
     return found
 
 
@@ -78,10 +79,11 @@ class Coverages:
 def _told(of: Coverage) -> Told:
     seen = f"{of.live:,} of the {of.requests:,} requests that its proxy saw in the last 24 hours it told of itself"
     message = f"{seen} ({of.share:.1%})" + f"; {of.own:,} its proxy answered itself" * bool(of.own) + "."
-    if of.doubled:
+    if others := {name: requests for name, requests in of.doubled.items() if name != OWN_SERVICE}:
         message += (
-            f" {of.doubled:,} are there twice: a service told of the same paths at the same moments, but under "
-            "another address or name, and not by the line's id. Set that up: docs/backfill.md, proxy.conf, --service."
+            f" {sum(others.values()):,} are there twice: {', '.join(others)} told of the same paths at the same moments, "
+            "but under another address or name, and not by the line's id. Set that up: docs/backfill.md, proxy.conf, "
+            "--service."
         )
     elif not of.live:
         message += " It is not instrumented, or sent nothing all the time."
@@ -89,7 +91,12 @@ def _told(of: Coverage) -> Told:
         named = ", ".join(f"{_from_to(gap)} ({gap.requests})" for gap in of.gaps[:GAPS])
         more = f" and {len(of.gaps) - GAPS} more" if len(of.gaps) > GAPS else ""
         message += f" Of these it told nothing, in UTC: {named}{more}. Look whether it ran, and sent."
-    if of.doubled:
+    if own := of.doubled.get(OWN_SERVICE):
+        message += (
+            f" {own:,} are there twice: {OWN_SERVICE} is behind that proxy, and told of its own requests. The ids of "
+            "requests, in the log and passed on, mend that for those to come: docs/backfill.md, http.conf, proxy.conf."
+        )
+    if of.service in of.doubled:  # of one that told of nothing itself all would be lost
         message += f" Once that is set up, take the lines out: {removal(of.service)}"
     return f"log {of.service}", "doubled" if of.doubled else "gaps" if of.gaps else "ok", message
 

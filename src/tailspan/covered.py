@@ -2,7 +2,8 @@
 
 A request that a service told of has no line any more (ledger.py), so in whose log it was is worked out: of its own
 service and environment; where one of the two says no environment, of its service; else of the only log of that hour
-whose service tells of nothing itself, as one that is called after the proxy.
+whose service tells of nothing itself, as one that is called after the proxy. What the server tells of itself is nobody
+else's: it may be behind any proxy.
 """
 
 from collections.abc import Collection
@@ -11,6 +12,7 @@ from typing import Final, NamedTuple
 import duckdb
 
 from tailspan.ledger import HOUR, IDENTIFIED, SECOND
+from tailspan.span import OWN_SERVICE
 
 MISSES: Final = 10  # in a row are a gap, unless they are of one moment: in whole seconds nobody knows their order
 MOMENT_NS: Final = 2 * SECOND
@@ -40,12 +42,12 @@ WHOSE: Final = f"""
     FROM told JOIN read USING (hour) LEFT JOIN silent USING (hour)
     WHERE read.service = told.service AND read.environment IS NOT DISTINCT FROM told.environment
        OR source = 'live' AND read.service = told.service AND (read.environment IS NULL OR told.environment IS NULL)
-       OR source = 'live' AND read.service = silent.service
+       OR source = 'live' AND read.service = silent.service AND told.service <> '{OWN_SERVICE}'
     QUALIFY row_number() OVER (PARTITION BY number, hour ORDER BY
         read.service = told.service DESC, read.environment IS NOT DISTINCT FROM told.environment DESC,
         read.environment) = 1"""
-# lines of requests that were told of under another address or name, and not by the line's id: nearest in time;
-# `told_by_id`: what was told is heard of by itself
+# lines of requests that were told of under another address or name, or by the server itself, and not by the line's id:
+# nearest in time; `told_by_id`: what was told is heard of by itself
 DOUBLED: Final = f"""
     CREATE OR REPLACE TEMP TABLE doubled AS
     WITH line AS (
@@ -54,14 +56,19 @@ DOUBLED: Final = f"""
         FROM request JOIN whose ON request.number = whose.number AND start_ns // {HOUR} = hour
         JOIN (SELECT number, method, status FROM about) AS about ON about.number = whose.number
         WHERE start_ns >= $start AND start_ns < $end AND source = 'log' AND NOT own),
+    behind AS (
+        SELECT number, hour, service, true AS is_heard FROM whose WHERE source = 'live'
+        UNION SELECT number, hour, read.service, false FROM about, read
+        WHERE about.service = '{OWN_SERVICE}' AND read.service <> about.service AND source = 'live'),
     told AS (
-        SELECT whose.service, method, status, path, {ENDED} AS end_ns, {BY_ID} AS by_id, has_id
-        FROM request JOIN whose ON request.number = whose.number AND start_ns // {HOUR} = hour
-        JOIN (SELECT number, method, status FROM about) AS about ON about.number = whose.number
+        SELECT behind.service, told_by, method, status, path, {ENDED} AS end_ns, is_heard AND {BY_ID} AS by_id, has_id
+        FROM request JOIN behind ON request.number = behind.number AND start_ns // {HOUR} = hour
+        JOIN (SELECT number, service AS told_by, method, status, kind FROM about) AS about
+            ON about.number = behind.number AND kind = 'request'
         ANTI JOIN (SELECT live_trace_id AS trace_id, live_span_id AS span_id FROM settled) USING (trace_id, span_id)
         JOIN (VALUES (true), (false)) AS line (has_id) ON NOT (has_id AND {BY_ID})
-        WHERE source = 'live' AND start_ns >= $start AND start_ns < $end)
-    SELECT trace_id, span_id, line.service, environment, by_id AS told_by_id
+        WHERE start_ns >= $start AND start_ns < $end)
+    SELECT trace_id, span_id, line.service, environment, told_by, by_id AS told_by_id
     FROM line ASOF JOIN told ON line.service = told.service AND line.method = told.method AND line.status = told.status
          AND line.path = told.path AND line.has_id = told.has_id AND line.end_ns + {MOMENT_NS} + {SECOND} >= told.end_ns
     WHERE told.end_ns >= line.end_ns - {MOMENT_NS}"""
@@ -81,7 +88,8 @@ HOURS: Final = f"""
     SELECT service, environment, start_ns // {HOUR} * {HOUR} AS hour_ns, count(*), count(*) FILTER (live),
            count(*) FILTER (own)
     FROM heard GROUP BY ALL ORDER BY service, environment NULLS LAST, hour_ns"""
-TWICE: Final = "SELECT service, environment, count(*) FROM doubled GROUP BY ALL ORDER BY 1, 2 NULLS LAST"
+TWICE: Final = """
+    SELECT service, environment, told_by, count(*) FROM doubled GROUP BY ALL ORDER BY 1, 2 NULLS LAST, 3"""
 GAPS: Final = f"""
     SELECT service, environment, coalesce(before_ns, min(start_ns)) AS from_ns,
            coalesce(after_ns, max(start_ns) + {SECOND}) AS to_ns, count(*)
@@ -123,6 +131,7 @@ class Doubled(NamedTuple):
 
     service: str
     environment: str | None
+    told_by: str  # the service
     requests: int
 
 

@@ -59,7 +59,7 @@ def test_coverage_names_the_share_and_the_while_in_which_a_service_told_nothing(
     gap = {"start": "2026-03-01T11:15:00.000Z", "end": "2026-03-01T11:35:00.000Z", "requests": 3}
     known = {"service": "dashboard", "environment": None}
     seen = {**known, "requests": 13, "live": 9, "by_proxy": 0}
-    assert answer["services"] == [{**seen, "share": 0.692, "doubled": 0, "gaps": [gap]}]
+    assert answer["services"] == [{**seen, "share": 0.692, "doubled": 0, "doubled_by": [], "gaps": [gap]}]
     assert answer["hours"] == [{**seen, "hour": "2026-03-01T11:00:00.000Z"}]
     [source] = [source for source in answer["sources"] if source["name"] == "log dashboard"]
     assert source["state"] == "gaps"
@@ -225,3 +225,48 @@ def test_services_that_told_of_a_log_without_ids_which_is_called_after_the_proxy
     [nginx] = coverage(client)["services"]
     assert (nginx["service"], nginx["requests"], nginx["live"], nginx["doubled"]) == ("nginx", 22, 6, 12)
     assert [gap["requests"] for gap in nginx["gaps"]] == [10]
+
+
+def of_server(number: int, at_s: float, **changed: Any) -> dict[str, Any]:
+    """The server's own span of a request that somebody made it through that proxy, so many seconds after HOUR."""
+    asked = ANA | {"http.route": "/analytics/active", "url.path": "/analytics/active", "tailspan.traffic": "internal"}
+    return span(number, asked, ago=3600 - at_s) | changed
+
+
+def test_of_a_site_that_is_not_instrumented_the_servers_own_requests_behind_its_proxy_say_nothing(
+    client: TestClient, tmp_path: Path
+) -> None:
+    """nginx gave them their ids, as docs/backfill.md sets it up."""
+    own = range(100, 105)
+    spans = [of_server(ID + 1000 * n, n, parentSpanId=f"{ID:032x}"[:16], spanId=f"{n:016x}") for n in own]
+    client.post("/v1/traces", json=export(*spans, service="tailspan"))
+    asked = [line(at_s, request="GET /analytics/active HTTP/2.0") for at_s in own]
+    assert read(client, written(tmp_path / "a.log", *map(line, range(60)), *asked))["twins"] == len(own)
+    [service] = coverage(client)["services"]
+    assert (service["requests"], service["live"], service["doubled"], service["gaps"]) == (60, 0, 0, [])
+    assert message(client) == (
+        "0 of the 60 requests that its proxy saw in the last 24 hours it told of itself (0.0%). "
+        "It is not instrumented, or sent nothing all the time."
+    )
+
+
+@pytest.mark.parametrize("passed_on", [True, False])
+def test_what_the_server_told_of_itself_and_a_log_without_ids_has_too_is_no_reason_to_take_the_log_out(
+    client: TestClient, tmp_path: Path, *, passed_on: bool
+) -> None:
+    own, parent = range(100, 105), {"parentSpanId": f"{ID:032x}"[:16]} if passed_on else {}
+    spans = [of_server(ID + n, n, spanId=f"{n:016x}", **parent) for n in own]
+    client.post("/v1/traces", json=export(*spans, service="tailspan"))
+    times = [(HOUR + timedelta(seconds=at_s), "GET /prices HTTP/1.1") for at_s in range(60)]
+    times += [(HOUR + timedelta(seconds=at_s), "GET /analytics/active HTTP/1.1") for at_s in own]
+    lines = [combined(asked, at=f"{at:%d/%b/%Y:%H:%M:%S} +0000") for at, asked in times]
+    read(client, written(tmp_path / "a.log", *lines))
+    [service] = coverage(client)["services"]
+    assert (service["requests"], service["live"], service["doubled"], service["gaps"]) == (65, 0, 5, [])
+    assert service["doubled_by"] == ["tailspan"]
+    assert message(client) == (
+        "0 of the 65 requests that its proxy saw in the last 24 hours it told of itself (0.0%). "
+        "It is not instrumented, or sent nothing all the time. 5 are there twice: tailspan is behind that proxy, and "
+        "told of its own requests. The ids of requests, in the log and passed on, mend that for those to come: "
+        "docs/backfill.md, http.conf, proxy.conf."
+    )

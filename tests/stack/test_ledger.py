@@ -158,12 +158,39 @@ def test_coverage_is_as_the_embedded_store_has_it(
         "by_proxy": 0,
         "share": 0.25,
         "doubled": 0,
+        "doubled_by": [],
     }
     assert (gap["requests"], gap["start"][:19], gap["end"][:19]) == (
         15,
         f"{ends[2] - timedelta(seconds=1):%Y-%m-%dT%H:%M:%S}",
         f"{ends[18] - timedelta(seconds=1):%Y-%m-%dT%H:%M:%S}",
     )
+
+
+def test_the_servers_own_requests_behind_the_proxy_of_a_site_without_instrumentation_are_told_as_what_they_are(
+    client: TestClient, influxd: Influxd, collector: Collector, tmp_path: Path
+) -> None:
+    """nginx passes the ids of requests on; the second log lacks them."""
+    ends = [NOW - timedelta(seconds=100 + 10 * number) for number in range(8)]
+    own = [
+        span(n, SHOP, start_ns=nanoseconds(ends[n]) - 5 * 10**6, trace_id=trace, parent_span_id=trace[:8])
+        for n in range(4)
+        for trace in (request_id(n),)
+    ]
+    send(collector.endpoint, own, service_name="tailspan")
+    there(influxd, 4)
+    lines = [identified(0, at=at, request_id=request_id(n).hex(), took="0.005") for n, at in enumerate(ends)]
+    assert counts(read(client, written(tmp_path / "a.log", *lines), now=NOW)) == {"lines": 8, "added": 4, "twins": 4}
+    there(influxd, 8)
+    bare = [combined(at=f"{at:%d/%b/%Y:%H:%M:%S} +0000") for at in ends[:4]]
+    of_shop = read(client, written(tmp_path / "b.log", *bare), now=NOW, origin={"service": "shop"})
+    assert counts(of_shop) == {"lines": 4, "added": 4}
+    there(influxd, 12)
+    known: dict[str, Any] = {"environment": None, "requests": 4, "live": 0, "by_proxy": 0, "share": 0.0, "gaps": []}
+    assert client.get("/analytics/coverage?hours=3").json()["services"] == [
+        {"service": "dashboard", **known, "doubled": 0, "doubled_by": []},
+        {"service": "shop", **known, "doubled": 4, "doubled_by": ["tailspan"]},
+    ]
 
 
 def test_a_log_that_was_read_under_a_wrong_name_is_taken_out_and_read_under_the_right_one(

@@ -35,6 +35,7 @@ class ServiceCoverage(BaseModel):
     doubled: int = Field(
         description="Of these, those that are there twice: a service told of them under another address or name."
     )
+    doubled_by: list[str] = Field(description="The services that told of these.")
     gaps: list[Silence]
 
 
@@ -70,7 +71,8 @@ def coverage(of: Sources, params: CoverageParams, now: datetime) -> CoverageAnsw
             live=one.live,
             by_proxy=one.own,
             share=one.share,
-            doubled=one.doubled,
+            doubled=sum(one.doubled.values()),
+            doubled_by=list(one.doubled),
             gaps=[Silence(start=iso(gap.start_ns), end=iso(gap.end_ns), requests=gap.requests) for gap in one.gaps],
         )
         for one in coverages(asked)
