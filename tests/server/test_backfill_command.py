@@ -26,6 +26,7 @@ from tailspan.backfill import backfill
 from tailspan.ingest.line import Origin
 from tailspan.ingest.nginx import chosen
 from tests.server.logs import combined
+from tests.server.spans import ANA, export, span
 from tests.server.tailnet import until
 from tests.server.test_commands import TAILSPAN, Start, environment, run, start
 from tests.stack.engines import free_port
@@ -264,6 +265,23 @@ def test_callers_that_nobody_named_are_shown_and_counted_by_their_addresses(star
     assert "dashboard told of none of them: it is not instrumented, or it sent nothing all the time." in covered
     older = run("logs", "--hours", "1441", TAILSPAN_URL=url)
     assert (older.returncode, "older ones: tailspan query --list rows --days 61" in older.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("service", ["tailspan", "dashboard"])
+def test_what_is_there_twice_is_said_beside_the_table_of_coverage(service: str, start: Start, tmp_path: Path) -> None:
+    url, log = start().url, tmp_path / "access.log"
+    at_ns = int(datetime.strptime(AT, "%d/%b/%Y:%H:%M:%S %z").timestamp()) * 10**9
+    times = {"startTimeUnixNano": str(at_ns), "endTimeUnixNano": str(at_ns + 10**6)}
+    spans = [span(number, ANA | {"url.path": f"/{number}"}) | times for number in (1, 2, 3)]
+    told = httpx.post(f"{url}/v1/traces", json=export(*spans, service=service), trust_env=False, timeout=60)
+    assert told.status_code == 200
+    log.write_text("".join(combined(f"GET /{n} HTTP/1.1", at=AT, address="100.64.0.9") for n in (1, 2, 3)))
+    assert run("backfill", str(log), "--service", "dashboard", TAILSPAN_URL=url).returncode == 0
+    covered = run("coverage", TAILSPAN_URL=url)
+    twice = f"3 of dashboard are there twice, as lines and as {service} told of them: docs/backfill.md, Coverage, says"
+    assert twice in covered.stdout
+    assert ("it is not instrumented" in covered.stdout) is (service == "tailspan")
+    assert ("tailspan remove-log dashboard" in covered.stderr) is (service == "dashboard")
 
 
 def test_a_time_without_offset_is_in_the_zone(start: Start, tmp_path: Path) -> None:

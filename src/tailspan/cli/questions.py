@@ -223,9 +223,14 @@ def coverage(
         err.print(f"{told} {fix}", markup=False, highlight=False)
     show(f"requests in {hours} h", ("hour", "service", "proxy", "by nginx", "live", "share"), rows)
     for one in answer["services"]:
-        if not (one["live"] or one["doubled"]):
+        if not one["live"] and set(one["doubled_by"]) <= {OWN_SERVICE}:
             told = f"{_named(one)} told of none of them: it is not instrumented, or it sent nothing all the time."
             out.print(escape(told), highlight=False)
+        if one["doubled"]:
+            told = (
+                f"{one['doubled']:,} of {_named(one)} are there twice, as lines and as {', '.join(one['doubled_by'])} "
+            )
+            out.print(escape(f"{told}told of them: docs/backfill.md, Coverage, says what mends that"), highlight=False)
         for gap in one["gaps"]:
             told = f"{_named(one)} told nothing from {gap['start']} to {gap['end']}: {gap['requests']} requests"
             out.print(escape(told), highlight=False)
