@@ -81,9 +81,9 @@ def _told(of: Coverage) -> Told:
     message = f"{seen} ({of.share:.1%})" + f"; {of.own:,} its proxy answered itself" * bool(of.own) + "."
     if others := {name: requests for name, requests in of.doubled.items() if name != OWN_SERVICE}:
         message += (
-            f" {sum(others.values()):,} are there twice: {', '.join(others)} told of the same paths at the same moments, "
-            "but under another address or name, and not by the line's id. Set that up: docs/backfill.md, proxy.conf, "
-            "--service."
+            f" {sum(others.values()):,} are there twice: {', '.join(others)} told of the same paths at the same "
+            "moments, but under another address or name, and not by the line's id. Set that up: docs/backfill.md, "
+            "proxy.conf, --service."
         )
     elif not of.live:
         message += " It is not instrumented, or sent nothing all the time."

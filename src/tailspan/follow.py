@@ -91,6 +91,7 @@ class Follower:
         self._formats = formats
         self._origin = origin
         self._hold_s = hold_s  # what is younger is not read yet
+        self._shown_at = 0.0  # when the store shows all of a file that was read for the first time
         self._grown: dict[str, deque[_Grown]] = {}  # path → how it grew lately
         self._trouble: dict[str, LogError] = {}  # path → why it could not be read
         self._read: dict[_Seen, _Read] = {}  # rotated it is at another path, and the same
@@ -114,10 +115,13 @@ class Follower:
                 is_new = seen not in self._read
                 if not is_new and (kept := self._kept.get(file.key)) and kept.whole_at is not None:
                     del self._kept[file.key]
+                is_first = is_new and not self._place(file.key).read_to
                 if not self._is_read(file, seen):
                     if is_new:
                         self.state = LogState("behind", f"{shown_path(file.path)} is being read: answers lack its end.")
                     return True
+                if is_first:
+                    self._shown_at = time.monotonic() + self._hold_s
         except StoreError as problem:
             self.state = LogState("unreadable", str(problem))
             return False
@@ -256,11 +260,18 @@ class Follower:
         now, grown = time.monotonic(), self._grown.setdefault(path, deque())
         if grown and (grown[-1].seen.inode != seen.inode or grown[-1].seen.size > seen.size):
             grown.clear()
-        if not grown or grown[-1].seen != seen:
+        if not grown:
+            grown.append(_Grown(now - max(0, time.time() - stat.st_mtime), seen))
+        elif grown[-1].seen != seen:
             grown.append(_Grown(now, seen))
         while len(grown) > 1 and grown[1].at <= now - self._hold_s:
             grown.popleft()
         return grown[0].seen if grown[0].at <= now - self._hold_s else seen._replace(size=0)
+
+    def _is_held(self, path: str) -> bool:
+        """Whether nothing of it was read, since all of it is young."""
+        first = next(iter(self._grown.get(path, ())), None)
+        return first is not None and first.seen.size > 0 and first.at > time.monotonic() - self._hold_s
 
     def _log(self, file: LogFile, content: IO[bytes], position: int, now_ns: int) -> Log:
         """What reads on there: it knows what was before, as far as that matters.
@@ -289,6 +300,8 @@ class Follower:
             return LogState("unreadable", f"No file is called {where}. Look for it: ls -l {near}")
         if full := full_disk(paths):
             return LogState("unreadable", str(full))
+        if time.monotonic() < self._shown_at or any(map(self._is_held, paths)):
+            return LogState("behind", f"{where} is being read: answers lack its end.")
         alike = f" {self._dropped.alike:,} lines equal others where files meet, and are counted as the same requests."
         dropped = "; ".join(
             f"{count:,} lines dropped: {reason}, as in: {self._dropped.examples[reason]}"

@@ -304,6 +304,30 @@ def test_what_took_the_place_of_as_many_bytes_is_read_too_where_the_youngest_is_
     assert later() == 20
 
 
+def test_what_lies_there_is_read_at_once_and_it_is_behind_until_the_store_shows_it_where_the_youngest_is_held(
+    store: DuckDB, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("tailspan.follow.time.monotonic", lambda: now_s[0])
+    witness = Witness(store, lambda: NOW, 400)
+    follower = Follower((f"{log}*",), witness, lambda: NOW_NS, chosen(None), Origin("dashboard"), hold_s=2)
+    write(Path(f"{log}.1"), range(10))
+    os.utime(f"{log}.1", (time.time() - 60, time.time() - 60))
+    seen = []
+    for number in (0, 10, 0, 15):
+        if number:
+            write(log, range(number, number + 5))
+        follower.step()
+        seen.append((store.count(), follower.state.state))
+        now_s[0] += 3
+    follower.step()
+    assert (seen, store.count(), follower.state.state) == (
+        [(10, "behind"), (10, "behind"), (15, "behind"), (15, "ok")],
+        20,
+        "ok",
+    )
+
+
 def test_where_the_store_keeps_no_place_each_file_is_read_once_and_from_its_beginning_after_ever_longer_whiles(
     store: DuckDB, log: Path, delivered: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
