@@ -17,7 +17,7 @@ from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Lines, Log
 from tailspan.ingest.nginx import Format
 from tailspan.ingest.tally import ENDLESS, Tally
-from tailspan.logfiles import LogFile, hear, in_order, is_as_read, is_still, look, opened, pieces, torn
+from tailspan.logfiles import MAX_LINE, LogFile, hear, in_order, is_as_read, is_still, look, opened, pieces, torn
 from tailspan.logtrouble import STDIN, full_disk, shown_path
 from tailspan.outcome import Result, compare, lost_on_the_way
 from tailspan.sending import Sender
@@ -84,7 +84,12 @@ def _found(paths: Sequence[str], formats: Sequence[Format], zone: str, result: R
                 yield file
                 continue
             result.empty.append(shown_path(path))
-            if rest := torn(path):
+            rest = torn(path)
+            if path == STDIN and len(rest) > MAX_LINE:
+                result.tally.torn(rest, ENDLESS)
+                fix = "A file that begins like that is read: write it into one."
+                result.problems.append(LogError(f"Standard input was not read on: {ENDLESS}.", value=path, fix=fix))
+            elif rest:
                 result.tally.torn(rest)
             elif path == STDIN:
                 fix = "Look whether the command before it worked."

@@ -61,10 +61,10 @@ class Piped:
         self._head = b""
 
     def begin(self) -> bytes:
-        """Waits for a whole line, or the end."""
-        there = cast(BufferedReader, sys.stdin.buffer)
-        while b"\n" not in self._head and (more := there.read1(PIECE)):
-            self._head += more
+        """Waits for a whole line, or the end, or more than a line may have."""
+        there, new = cast(BufferedReader, sys.stdin.buffer), self._head
+        while b"\n" not in new and len(self._head) <= MAX_LINE and (new := there.read1(PIECE)):
+            self._head += new
         return self._head
 
     def read(self, size: int) -> bytes:
