@@ -599,6 +599,29 @@ def test_the_recommended_format_is_the_one_that_is_known() -> None:
     assert written and [form.text for form in chosen(written[1])] == [FORMATS["tailspan"]]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"""'time:$time_local\thost:$remote_addr\tua:$http_user_agent\t' req:$request\tstatus:$status""",
+        """'$remote_addr:$remote_port [$msec] "$request_method $scheme://$host:$server_port$request_uri" $status'""",
+        """escape=json '$remote_addr [$time_iso8601] $request_method $scheme://$host$request_uri $status'""",
+    ],
+)
+def test_a_log_format_of_ones_own_is_read_as_nginx_writes_it(text: str, nginx: Nginx, follow: Follow) -> None:
+    nginx.end()
+    conf = nginx.folder / "nginx.conf"
+    log = f"access_log {nginx.access_log}"
+    conf.write_text(conf.read_text().replace(f"{log} tailspan;", f"log_format own {text}; {log} own;"))
+    nginx.start()
+    url = follow(nginx.access_log, TAILSPAN_NGINX_FORMAT=str(conf)).url
+    for path in ("refused?to=http://other:80/x", "refused/%22%09?a=b/c"):
+        CLIENT.get(f"{nginx.url}/{path}", headers=PHONE | {"User-Agent": '"a"\tb'})
+    until(lambda: counted(url).total() == 2, "not read", lambda: nginx.access_log.read_text())
+    found = CLIENT.get(f"{url}/analytics/access-logs", params={"service": "shop"}).json()["logs"]
+    told = {(log["ip"], log["method"], log["path"], log["status"]) for log in found}
+    assert told == {("100.64.0.8", "GET", "/refused", 403), ("100.64.0.8", "GET", '/refused/" ', 403)}
+
+
 def test_the_formats_of_included_files_are_in_what_nginx_says_of_itself(nginx: Nginx) -> None:
     conf, every = nginx.folder / "nginx.conf", nginx.folder / "all.conf"
     with pytest.raises(SettingError, match=r"has no log_format: .* sudo nginx -T > all.conf"):

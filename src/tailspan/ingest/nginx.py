@@ -38,7 +38,7 @@ FORMATS: Final[Mapping[str, str]] = {
 }
 # what nginx writes by itself, and no client can bend
 OWN: Final = {
-    "remote_addr": r"[0-9a-fA-F.:]++|unix:",
+    "remote_addr": r"[0-9a-fA-F.:]+|unix:",
     "time_local": r"\d\d/\w{3}/\d{4}:[\d:]{8}(?: [+-]\d{4})?",
     "time_iso8601": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d",
     "msec": r"\d{1,12}\.\d{3}",
@@ -52,10 +52,15 @@ OWN: Final = {
     "pid": r"\d+",
     "connection": r"\d+",
     "connection_requests": r"\d+",
+    "scheme": "https?",
+    "server_port": r"\d+|-|",
 }
 QUOTED: Final = r'[^"\n]*+'
 QUOTED_JSON: Final = r'[^"\\\n]*+(?:\\.[^"\\\n]*+)*+'
 UNQUOTED: Final = r'[^"\n]*'
+TABBED: Final = r"[^\t\n]*+"  # before a tab, which nginx escapes too
+HOST: Final = r'[^/"\n]*'  # nginx refuses a name with a slash
+REQUEST_URI: Final = ("$request_uri", "${request_uri}")
 NOBODY: Final = r'-|[^"\n]*'  # likewise, where only one place fits, so that the commonest may be looked for first
 BEFORE_QUOTE: Final = ' [$time_local] "'  # what follows such a place
 READ: Final = frozenset(  # the others are passed over
@@ -69,7 +74,8 @@ READ: Final = frozenset(  # the others are passed over
 TIMES: Final = ("msec", "time_iso8601", "time_local")  # the exact one first
 NEEDED: Final = (
     ("when ($time_local, $time_iso8601 or $msec)", TIMES),
-    ("what ($request, or $request_method and $request_uri)", ("request", "request_uri")),
+    ("the path ($request or $request_uri)", ("request", "request_uri")),
+    ("the method ($request or $request_method)", ("request", "request_method")),
     ("the answer ($status)", ("status",)),
     ("from where ($remote_addr)", ("remote_addr",)),
 )
@@ -82,7 +88,9 @@ WORD: Final = re.compile(
     r"""|(?P<bare>(?:\$\{\w+\}|[^\s;{}'"\#])(?:\$\{\w+\}|[^\s;{}])*)""",
     re.DOTALL,
 )
-QUOTE: Final = re.compile(r"""\\(["'\\])""")
+# and what a backslash makes of what follows it
+BACKSLASH: Final = re.compile(r"""\\(["'\\tnr])""")
+CONTROLS: Final = {"t": "\t", "n": "\n", "r": "\r"}
 VARIABLE: Final = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 ESCAPED: Final = re.compile(rb'\\(?:x([0-9A-Fa-f]{2})|u00([0-9A-Fa-f]{2})|(["\\/])|([nrtbf]))')
 
@@ -103,9 +111,7 @@ class Format:
         for found in VARIABLE.finditer(self.text):
             name = found[1] or found[2]
             before, after = self.text[last : found.start()], self.text[found.end() :]
-            quoted = self.text[: found.start()].endswith('"') and after.startswith('"')
-            free = NOBODY if after.startswith(BEFORE_QUOTE) else UNQUOTED
-            value = OWN.get(name) or ((QUOTED_JSON if json else QUOTED) if quoted else free)
+            value = OWN.get(name) or _value(name, before, after, json=json)
             wanted = name in READ and name not in names
             parts += [re.escape(before), f"({value})" if wanted else f"(?:{value})"]
             names += [name] * wanted
@@ -125,6 +131,17 @@ class Format:
         return next(name for name in TIMES if name in self.variables)
 
 
+def _value(name: str, before: str, after: str, *, json: bool) -> str:
+    """The pattern of what a client may write there."""
+    if before.endswith('"') and after.startswith('"'):
+        return QUOTED_JSON if json else QUOTED
+    if after.startswith("\t"):
+        return TABBED
+    if name == "host" or after.startswith(REQUEST_URI):
+        return HOST
+    return NOBODY if after.startswith(BEFORE_QUOTE) else UNQUOTED
+
+
 def own_formats(text: str, setting: str = "--format") -> list[Format]:
     """Of a `log_format` as it stands in nginx.conf, of its string alone, or of the path of a file that has some.
 
@@ -132,7 +149,7 @@ def own_formats(text: str, setting: str = "--format") -> list[Format]:
     SettingError, which names the setting, where there is none that can tell a request, or none but such.
     """
     string = f"log_format own {text};" if text.lstrip().startswith("'") else text
-    named = list(_directives(string)) or ([Format("own", text)] if "$" in text else _in_file(text, setting))
+    named = list(_directives(string)) or ([Format("own", _meant(text))] if "$" in text else _in_file(text, setting))
     whole = [form for form in named if not _lacks(form)]
     if not whole:
         lacking = "; ".join(_lacks(named[0]))
@@ -148,7 +165,8 @@ def _is_none(text: str, setting: str) -> str:
 
 def _lacks(form: Format) -> list[str]:
     names = {one or other for one, other in VARIABLE.findall(form.text)}
-    return [what for what, any_of in NEEDED if names.isdisjoint(any_of)]
+    lacking = [what for what, any_of in NEEDED if names.isdisjoint(any_of)]
+    return lacking + ["one line for each request (it has \\n)"] * ("\n" in form.text)
 
 
 def _in_file(path: str, setting: str) -> list[Format]:
@@ -169,13 +187,17 @@ def _directives(conf: str) -> Iterator[Format]:
     """Each log_format, by nginx's rules for what is quoted."""
     words: list[str] = []
     for found in WORD.finditer(conf):
-        quoted, end, bare = found["single"] or found["double"] or "", found["end"], found["bare"]
+        word, end = found["single"] or found["double"] or found["bare"], found["end"]
         if not end:
-            words += [bare] if bare else [QUOTE.sub(r"\1", quoted)] if quoted else []
+            words += [_meant(word)] if word else []
             continue
         yield from _directive(words)
         words = []
     yield from _directive(words)
+
+
+def _meant(word: str) -> str:
+    return BACKSLASH.sub(lambda found: CONTROLS.get(found[1], found[1]), word)
 
 
 def _directive(words: list[str]) -> Iterator[Format]:
