@@ -17,7 +17,7 @@ from tailspan.ingest.tally import Tally
 from tailspan.span import Span
 from tailspan.store.duckdb import DuckDB
 from tests.server.ledgers import Happened, Reference, Told, World, dense_world, worlds
-from tests.server.logs import combined, counts, identified, read, written
+from tests.server.logs import combined, counts, identified, logs, read, written
 from tests.server.spans import ANA, NOW, NOW_NS, SECOND, export, span
 
 # HYPOTHESIS_PROFILE=thorough pytest tests/server/test_ledger.py
@@ -145,6 +145,16 @@ def test_streams_of_one_page_one_after_another_have_a_line_each(client: TestClie
     assert counts(read(client, written(tmp_path / "a.log", *lines))) == {"lines": 3, "twins": 3}
     [told] = client.get("/analytics/query?metrics=requests,max_ms&days=1").json()["rows"]
     assert told == {"requests": 3, "max_ms": None}
+
+
+def test_a_path_ends_at_a_question_mark_or_hash_however_it_is_written(client: TestClient, tmp_path: Path) -> None:
+    paths = [f"/login{mark}token=secret{number}" for number, mark in enumerate("?#")]
+    told = (span(number, ANA | {"url.path": path}, ago=3600) for number, path in enumerate(paths, 1))
+    client.post("/v1/traces", json=export(*told))
+    asked = [f"GET {path.replace('?', '%3F').replace('#', '%23')} HTTP/1.1" for path in paths]
+    found = counts(read(client, written(tmp_path / "a.log", *map(combined, asked), combined(asked[0]))))
+    assert found == {"lines": 3, "added": 1, "twins": 2}
+    assert {log["path"] for log in logs(client)} == {"/login"}
 
 
 def test_a_line_without_an_offset_is_known_in_whatever_zone_it_was_read_before(

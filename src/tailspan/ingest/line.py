@@ -90,9 +90,9 @@ def asked(values: Mapping[str, bytes]) -> Asked | None:
         return None
     if target[0] != "/" and (server := SERVER.match(target)) is not None:
         target = target[server.end() :] or "/"
-    path = target.partition("?")[0].partition("#")[0]
-    if "%" in path:
-        path = unquote_to_bytes(path).decode("utf-8", "replace")
+    if "%" in target:
+        target = unquote_to_bytes(target).decode("utf-8", "replace")
+    path = target.partition("?")[0].partition("#")[0]  # once decoded, as what services tell of is cut
     path = clean(path[: names.MAX_LENGTH]) or ""
     template = clean(templated(_resolved(path))) or ""
     return Asked(method if method in names.METHODS else "_OTHER", path, template)
