@@ -6,7 +6,7 @@ the same, truncated it is another. So nothing here knows how logs are rotated.
 
 import os
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +17,7 @@ from typing import IO, Final, NamedTuple
 
 from tailspan.delivery import Place
 from tailspan.errors import CutError, LogError, StoreError
+from tailspan.growth import Growth, Seen
 from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Log
 from tailspan.ingest.nginx import Format
@@ -32,14 +33,6 @@ PLACES: Final = 1000  # likewise: of each rotated file how far it was read
 AGAIN_S: Final = 600.0  # then a file is read from its beginning, where the store may have lost some of it
 
 
-class _Seen(NamedTuple):
-    """How a file looked when there was nothing more to read in it."""
-
-    inode: int
-    size: int
-    changed_ns: int
-
-
 class _Read(NamedTuple):
     """That a file was read to its end, when first and when last."""
 
@@ -47,11 +40,6 @@ class _Read(NamedTuple):
     first_at: float
     last_at: float
     told: Callable[[str], LogError] | None  # of that path: its end is missing, or it has no line
-
-
-class _Grown(NamedTuple):
-    at: float
-    seen: _Seen
 
 
 class _Kept(NamedTuple):
@@ -90,15 +78,14 @@ class Follower:
         self._clock_ns = clock_ns
         self._formats = formats
         self._origin = origin
-        self._hold_s = hold_s  # what is younger is not read yet
+        self._growth = Growth(hold_s)
         self._shown_at = 0.0  # when the store shows all of a file that was read for the first time
-        self._grown: dict[str, deque[_Grown]] = {}  # path → how it grew lately
         self._trouble: dict[str, LogError] = {}  # path → why it could not be read
-        self._read: dict[_Seen, _Read] = {}  # rotated it is at another path, and the same
+        self._read: dict[Seen, _Read] = {}  # rotated it is at another path, and the same
         # of files by their first line, and how far each was read: the newest may have more
         self._logs: OrderedDict[str, tuple[Log, int]] = OrderedDict()
         self._kept: OrderedDict[str, _Kept] = OrderedDict()  # likewise
-        self._copies: dict[str, _Seen] = {}  # path → how it was at the last look
+        self._copies: dict[str, Seen] = {}  # path → how it was at the last look
         self._dropped = Tally()
         self._wanted: set[str] = set()  # files with lines that may be taken later: the store's place stays before these
         self._ahead: set[str] = set()  # those of them that take but time, or a clock; the others another setting
@@ -121,19 +108,19 @@ class Follower:
                         self.state = LogState("behind", f"{shown_path(file.path)} is being read: answers lack its end.")
                     return True
                 if is_first:
-                    self._shown_at = time.monotonic() + self._hold_s
+                    self._shown_at = time.monotonic() + self._growth.hold_s
         except StoreError as problem:
             self.state = LogState("unreadable", str(problem))
             return False
         self.state = self._told(paths)
         return False
 
-    def _changed(self, paths: list[str]) -> Iterator[tuple[LogFile, _Seen]]:
-        present: set[_Seen] = set()
+    def _changed(self, paths: list[str]) -> Iterator[tuple[LogFile, Seen]]:
+        present: set[Seen] = set()
         for path in paths:
             with self._told_of(path):
                 check_file(path)
-                present.add(seen := self._look(path))
+                present.add(seen := self._growth.seen(path))
                 self._trouble.pop(path, None)
                 read = self._read.get(seen)
                 if read and not self._is_due(read):
@@ -147,7 +134,7 @@ class Follower:
                         yield file, seen
         self._read = {seen: read for seen, read in self._read.items() if seen in present}
 
-    def _pass(self, path: str, seen: _Seen) -> None:
+    def _pass(self, path: str, seen: Seen) -> None:
         """Leaves a file without a line until it changes, unless another has its name by now."""
         told = partial(lineless, begin=begin) if (begin := torn(path)) else None
         if Path(path).stat().st_ino == seen.inode:
@@ -155,7 +142,7 @@ class Follower:
             if told:
                 self._trouble[path] = told(path)
 
-    def _is_in_the_making(self, file: LogFile, seen: _Seen) -> bool:
+    def _is_in_the_making(self, file: LogFile, seen: Seen) -> bool:
         """Whether it is being copied from one that was read farther: when all of it is there, nothing is new in it."""
         if file.is_packed or self._place(file.key).read_to <= seen.size or self._copies.get(file.path) == seen:
             self._copies.pop(file.path, None)
@@ -179,7 +166,7 @@ class Follower:
         except OSError as problem:
             self._trouble[path] = unreadable(path, problem)
 
-    def _is_read(self, file: LogFile, seen: _Seen) -> bool:
+    def _is_read(self, file: LogFile, seen: Seen) -> bool:
         """Whether it was read to its end; one in trouble was, until it changes. Raises StoreError."""
         inode = 0
         with self._told_of(file.path), opened(file.path) as content:
@@ -195,7 +182,7 @@ class Follower:
         self._read[seen] = _Read(is_sure, before.first_at if before else now, now, told)
         return True
 
-    def _advance(self, file: LogFile, content: IO[bytes], seen: _Seen) -> bool:
+    def _advance(self, file: LogFile, content: IO[bytes], seen: Seen) -> bool:
         place, now_ns = self._place(file.key), self._clock_ns()
         position = 0
         if is_as_read(content, place.read_to, place.before):
@@ -251,28 +238,6 @@ class Follower:
         if len(self._logs) > LOGS:
             self._logs.popitem(last=False)
 
-    def _look(self, path: str) -> _Seen:
-        """How the file is; how it was, where what was written since is held. Of size 0 where all of it is."""
-        stat = Path(path).stat()
-        seen = _Seen(stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if not self._hold_s:
-            return seen
-        now, grown = time.monotonic(), self._grown.setdefault(path, deque())
-        if grown and (grown[-1].seen.inode != seen.inode or grown[-1].seen.size > seen.size):
-            grown.clear()
-        if not grown:
-            grown.append(_Grown(now - max(0, time.time() - stat.st_mtime), seen))
-        elif grown[-1].seen != seen:
-            grown.append(_Grown(now, seen))
-        while len(grown) > 1 and grown[1].at <= now - self._hold_s:
-            grown.popleft()
-        return grown[0].seen if grown[0].at <= now - self._hold_s else seen._replace(size=0)
-
-    def _is_held(self, path: str) -> bool:
-        """Whether nothing of it was read, since all of it is young."""
-        first = next(iter(self._grown.get(path, ())), None)
-        return first is not None and first.seen.size > 0 and first.at > time.monotonic() - self._hold_s
-
     def _log(self, file: LogFile, content: IO[bytes], position: int, now_ns: int) -> Log:
         """What reads on there: it knows what was before, as far as that matters.
 
@@ -300,7 +265,7 @@ class Follower:
             return LogState("unreadable", f"No file is called {where}. Look for it: ls -l {near}")
         if full := full_disk(paths):
             return LogState("unreadable", str(full))
-        if time.monotonic() < self._shown_at or any(map(self._is_held, paths)):
+        if time.monotonic() < self._shown_at or any(map(self._growth.is_held, paths)):
             return LogState("behind", f"{where} is being read: answers lack its end.")
         alike = f" {self._dropped.alike:,} lines equal others where files meet, and are counted as the same requests."
         dropped = "; ".join(

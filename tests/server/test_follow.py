@@ -15,6 +15,7 @@ import pytest
 
 from tailspan.errors import BusyError, UnsentError
 from tailspan.follow import Follower
+from tailspan.growth import Growth
 from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Lines
 from tailspan.ingest.nginx import chosen
@@ -651,16 +652,16 @@ def test_a_file_whose_name_another_got_before_the_look_is_not_taken_for_read(
     one, two = Path(f"{log}.1"), Path(f"{log}.2")
     one.write_text(combined("GET /a HTTP/1.1"))
     write(log, range(3))
-    real = Follower._look
+    real = Growth.seen
 
-    def rotated_just_now(follower: Follower, path: str) -> Any:
-        found = real(follower, path)
+    def rotated_just_now(growth: Growth, path: str) -> Any:
+        found = real(growth, path)
         if path == str(one) and not two.exists():
             one.rename(two)
             log.rename(one)
         return found
 
-    monkeypatch.setattr(Follower, "_look", rotated_just_now)
+    monkeypatch.setattr(Growth, "seen", rotated_just_now)
     follower = following(store, log)
     follower.step()
     while follower.step():
