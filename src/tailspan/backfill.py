@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import httpx
 from rich.console import Console
@@ -21,6 +21,8 @@ from tailspan.logfiles import MAX_LINE, LogFile, hear, in_order, is_as_read, is_
 from tailspan.logtrouble import STDIN, full_disk, shown_path
 from tailspan.outcome import Result, compare, lost_on_the_way
 from tailspan.sending import Sender
+
+WRITTEN_S: Final = 3600.0  # ago at most, where nginx may write a log still: an archive may well fill its disk
 
 
 def backfill(
@@ -72,7 +74,7 @@ def backfill(
         compare(client, result, origin.service)
     if result.fates["added"] and not (dry_run or result.stopped) and (lost := lost_on_the_way(client)):
         result.problems.append(lost)
-    if full := full_disk(paths):
+    if full := full_disk(path for path in paths if _is_written(path)):
         result.problems.append(full)
     return result
 
@@ -151,6 +153,13 @@ def _size(file: LogFile) -> int:
     with suppress(FileNotFoundError):  # rotated away just now
         return Path(file.path).stat().st_size
     return 0
+
+
+def _is_written(path: str) -> bool:
+    """Whether nginx may write it still, as far as its time tells."""
+    with suppress(OSError):
+        return time.time() - Path(path).stat().st_mtime < WRITTEN_S
+    return False
 
 
 def _progress(console: Console) -> Progress:

@@ -104,7 +104,7 @@ def is_full(folder: Path) -> bool:
 
 def full_disk(paths: Iterable[str]) -> LogError | None:
     """That logs which lie there are not written now, and what mends it."""
-    for folder in {Path(path).parent for path in paths if path != STDIN}:
+    for folder in {Path(path).parent for path in paths}:
         if is_full(folder):
             name = shown_path(folder)
             told = f"The disk of {name} is full: nginx does not write down what it sees now."

@@ -29,6 +29,7 @@ from tests.server.logs import (
     written,
 )
 from tests.server.spans import ANA, NOW, export, span
+from tests.stack.engines import small_disk
 
 
 def test_what_is_no_request_is_dropped_with_its_reason_and_an_example(client: TestClient, tmp_path: Path) -> None:
@@ -260,6 +261,18 @@ def test_a_file_that_is_emptied_while_it_reads_is_told(
     assert 0 < found["added"] < 40
     assert (len(found["problems"]), "was rotated while this ran" in found["problems"][0]) == (1, True)
     assert read(client, str(tmp_path / "access.log.1"))["added"] == 40 - found["added"]
+
+
+def test_of_a_full_disk_it_is_told_where_nginx_writes_there(client: TestClient, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as place:
+        log = Path(written(place / "access.log", combined()))
+        with pytest.raises(OSError, match="No space"), (place / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        [problem] = read(client, str(log))["problems"]
+        assert problem.startswith(f"The disk of {place} is full: nginx does not write down what it sees now.")
+        os.utime(log, (0, 0))  # an archive
+        assert read(client, str(log))["problems"] == []
 
 
 def test_what_is_no_file_is_told(client: TestClient, tmp_path: Path) -> None:
