@@ -23,7 +23,7 @@ from tailspan.ingest.lines import Log
 from tailspan.ingest.nginx import Format
 from tailspan.ingest.tally import ENDLESS, Tally
 from tailspan.logfiles import LogFile, LogState, hear, is_as_read, is_still, look, opened, pieces, torn
-from tailspan.logtrouble import check_file, cut, full_disk, lineless, shown_path, unlisted, unreadable
+from tailspan.logtrouble import check_file, cut, full_disk, lineless, quoted, shown_path, unlisted, unreadable
 from tailspan.witness import Witness
 
 PIECES_AT_ONCE: Final = 1  # then others may have their turn, or the server its end
@@ -261,7 +261,7 @@ class Follower:
         if not paths:
             if problem := next(filter(None, map(unlisted, self._patterns)), None):
                 return LogState("unreadable", str(problem))
-            near = shown_path(Path(self._patterns[0]).parent)
+            near = quoted(Path(self._patterns[0]).parent)
             return LogState("unreadable", f"No file is called {where}. Look for it: ls -l {near}")
         if full := full_disk(paths):
             return LogState("unreadable", str(full))

@@ -38,6 +38,11 @@ def shown_path(path: str | Path) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
+def quoted(path: str | Path) -> str:
+    """As a command may name it."""
+    return quote(shown_path(path))
+
+
 def cut(path: str, reason: str) -> CutError:
     fix = "It is cut off, or being written; what could be unpacked is read."
     return CutError(f"{shown_path(path)} cannot be unpacked to its end: {reason.rstrip('.')}.", value=reason, fix=fix)
@@ -63,14 +68,15 @@ def check_file(path: str) -> None:
         fix = "nginx's image has that: name another file in its access_log. A pipe: zcat FILE | tailspan backfill -"
         raise LogError(f"{name}{linked} is no file.", value=path, fix=fix)
     if linked:
-        raise LogError(f"{name}{linked} is not there.", value=path, fix=f"Look for it, and mount it too: ls -l {name}")
+        fix = f"Look for it, and mount it too: ls -l {quoted(path)}"
+        raise LogError(f"{name}{linked} is not there.", value=path, fix=fix)
 
 
 def check_unpacked(path: str, begin: bytes) -> None:
     """Raises LogError, with the command that unpacks it."""
     for magic, (packer, unpacker) in PACKED.items():
         if begin.startswith(magic):
-            name, given = ("Standard input", "") if path == STDIN else (shown_path(path), f" {quote(shown_path(path))}")
+            name, given = ("Standard input", "") if path == STDIN else (shown_path(path), f" {quoted(path)}")
             fix = f"Unpack it, with the same options: {unpacker}{given} | tailspan backfill -"
             raise LogError(f"{name} is packed by {packer}, and not unpacked here.", value=path, fix=fix)
 
@@ -81,11 +87,11 @@ def unreadable(path: str, problem: OSError) -> LogError:
     if isinstance(problem, FileNotFoundError):
         near = next((parent for parent in there.parents if parent.is_dir()), Path("/"))
         mounted = "In a container the log's directory is mounted read-only. " if near == Path("/") else ""
-        fix = f"{mounted}Look for it: ls -l {shown_path(near)}"
+        fix = f"{mounted}Look for it: ls -l {quoted(near)}"
     elif isinstance(problem, NotADirectoryError):
         fix = f"Name the file: {shown_path(next(parent for parent in there.parents if parent.is_file()))}"
     elif isinstance(problem, IsADirectoryError):
-        fix = f"Name its files: {shown_path(path).rstrip('/')}/access.log*"
+        fix = f"Name its files: {quoted(path.rstrip('/'))}/access.log*"
     elif isinstance(problem, PermissionError):
         fix = _may_read(there)
     else:
@@ -106,9 +112,9 @@ def full_disk(paths: Iterable[str]) -> LogError | None:
     """That logs which lie there are not written now, and what mends it."""
     for folder in {Path(path).parent for path in paths}:
         if is_full(folder):
-            name = shown_path(folder)
-            told = f"The disk of {name} is full: nginx does not write down what it sees now."
-            return LogError(told, fix=f"Make room: df -h {name}; sudo du -axh {name} | sort -h | tail")
+            told = f"The disk of {shown_path(folder)} is full: nginx does not write down what it sees now."
+            look = f"df -h {quoted(folder)}; sudo du -axh {quoted(folder)} | sort -h | tail"
+            return LogError(told, fix=f"Make room: {look}")
     return None
 
 
@@ -140,12 +146,12 @@ def _may_read(path: Path) -> str:
         owner = f"It belongs to uid {stat.st_uid}, group {stat.st_gid}; this is uid {os.geteuid()}. "
     except OSError:
         pass
-    ways = [f"sudo setfacl -m {who}:x {shown_path(closed)}"] if closed else []
+    ways = [f"sudo setfacl -m {who}:x {quoted(closed)}"] if closed else []
     if any(name in part for part in folder.parts for name in OF_LOGS):
-        ways.append(f"sudo setfacl -R -m {who}:rX -m d:{who}:rX {shown_path(folder)}")
+        ways.append(f"sudo setfacl -R -m {who}:rX -m d:{who}:rX {quoted(folder)}")
     else:
-        ways += [f"sudo setfacl -m {who}:rx {shown_path(folder)}"] * (blocked == folder)
-        ways += [f"sudo setfacl -m {who}:r {shown_path(path)}"]
+        ways += [f"sudo setfacl -m {who}:rx {quoted(folder)}"] * (blocked == folder)
+        ways += [f"sudo setfacl -m {who}:r {quoted(path)}"]
     return f"{owner}Allow it: {'; '.join(ways)}" + " (it is in the package acl)" * (which("setfacl") is None)
 
 

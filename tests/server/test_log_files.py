@@ -197,9 +197,9 @@ def test_a_log_of_another_user_says_who_may_be_let_in_and_how(tmp_path: Path) ->
     assert _refused(path).endswith(f"Allow it: sudo setfacl -m u:nobody:x {closed}; sudo setfacl -m u:nobody:r {path}")
     with TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        (logs := Path(folder) / "logs").mkdir(0o755)
+        (logs := Path(folder) / "my logs").mkdir(0o755)
         path = written(logs / "a.log", combined())
-        mend = f"Allow it: sudo setfacl -R -m u:nobody:rX -m d:u:nobody:rX {logs}"
+        mend = f"Allow it: sudo setfacl -R -m u:nobody:rX -m d:u:nobody:rX '{logs}'"
         Path(path).chmod(0o600)
         assert _refused(path).endswith(f"It belongs to uid 0, group 0; this is uid 65534. {mend}")
         logs.chmod(0o700)
@@ -263,14 +263,28 @@ def test_a_file_that_is_emptied_while_it_reads_is_told(
     assert read(client, str(tmp_path / "access.log.1"))["added"] == 40 - found["added"]
 
 
+def test_the_commands_that_mend_it_may_be_pasted(client: TestClient, tmp_path: Path) -> None:
+    (folder := tmp_path / "your access").mkdir()
+    (nowhere := folder / "access.log").symlink_to(folder / "gone")
+    for path, command in (
+        (folder / "no.log", f"ls -l '{folder}'"),
+        (folder, f"Name its files: '{folder}'/access.log*"),
+        (nowhere, f"ls -l '{nowhere}'"),
+    ):
+        with pytest.raises(LogError) as problem:
+            read(client, str(path))
+        assert str(problem.value).endswith(command)
+
+
 def test_of_a_full_disk_it_is_told_where_nginx_writes_there(client: TestClient, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "64k") as place:
+    with small_disk(tmp_path / "my disk", "64k") as place:
         log = Path(written(place / "access.log", combined()))
         with pytest.raises(OSError, match="No space"), (place / "filler").open("wb", buffering=0) as filler:
             while filler.write(bytes(4096)):
                 pass
         [problem] = read(client, str(log))["problems"]
-        assert problem.startswith(f"The disk of {place} is full: nginx does not write down what it sees now.")
+        mend = f"Make room: df -h '{place}'; sudo du -axh '{place}' | sort -h | tail"
+        assert problem == f"The disk of {place} is full: nginx does not write down what it sees now. {mend}"
         os.utime(log, (0, 0))  # an archive
         assert read(client, str(log))["problems"] == []
 
