@@ -166,6 +166,17 @@ def test_a_line_without_an_offset_is_known_in_whatever_zone_it_was_read_before(
     assert counts(read(client, path, origin={"zone": "Etc/GMT+12"}, since_ns=0)) == {"lines": 5, "known": 5}
 
 
+def test_a_line_meets_its_live_request_whatever_the_name_of_its_service_is_made_of(
+    client: TestClient, tmp_path: Path
+) -> None:
+    named = {"service": "team\\dash\u202e", "environment": "a\\b"}
+    told = span(1, ANA | {"url.path": "/prices"}, ago=3600)
+    client.post("/v1/traces", json=export(told, **named))
+    assert counts(read(client, written(tmp_path / "a.log", combined()), origin=named)) == {"lines": 1, "twins": 1}
+    [log] = logs(client)
+    assert (log["service"], log["environment"]) == ("team/dash ", "a/b")
+
+
 def test_equal_lines_of_two_services_are_two_requests(client: TestClient, tmp_path: Path) -> None:
     path = written(tmp_path / "a.log", combined(), combined())
     for service in ("dashboard", "blog"):

@@ -51,6 +51,11 @@ class Origin:
     hosts: tuple[str, ...] = ()  # what the service is called in URLs, where the lines do not tell
     zone: str = "UTC"  # of times without an offset
 
+    def __post_init__(self) -> None:
+        """Names as those of live requests are cleaned: else no line meets its own."""
+        object.__setattr__(self, "service", clean(self.service) or "")
+        object.__setattr__(self, "environment", clean(self.environment))
+
 
 class Asked(NamedTuple):
     """The request itself. `path` as the service sees it: decoded, without server and query."""
