@@ -18,9 +18,13 @@ from tailspan.span import ABOUT
 LINES_PATH: Final = "/analytics/log-lines"
 MAX_BYTES: Final = 32 * 2**20  # of a body: lines of which none is like another become four times as long
 ADDRESS: Final = ABOUT.index("address")
-ROWS: Final = re.compile(rb"(?:\d{1,9}\t[0-9a-f]{32}\t[0-9a-f]{16}\t\d{1,19}\t\d{0,18}\t\d{0,18}\t[^\t\n\r\x00]*\n)*+")
+# start and what it took are below 2^63 together
+ROWS: Final = re.compile(
+    rb"(?:\d{1,9}\t[0-9a-f]{32}\t[0-9a-f]{16}\t[1-7]?\d{1,18}\t\d{0,18}\t\d{0,18}\t[^\t\n\r\x00]*\n)*+"
+)
 NUMBER: Final = re.compile(rb"^(\d+)", re.MULTILINE)
 Text = Annotated[str, Field(max_length=1024)]
+File = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]  # of its first line
 
 
 class Abouts(BaseModel):
@@ -70,8 +74,8 @@ COLUMNS: Final = tuple((name, ABOUT.index(name)) for name in ABOUT if name in {*
 class Place(BaseModel):
     """How far a file was read, by its first line."""
 
-    file: str = Field(pattern="^[0-9a-f]{32}$")
-    read_to: int = Field(ge=0)
+    file: File
+    read_to: int = Field(ge=0, lt=2**63)
     before: str = Field(pattern="^([0-9]+-[0-9a-f]{32})?$")
     service: Text | None = None  # as whose it was read; None where nobody knows that any more
 
@@ -121,6 +125,10 @@ def parse(body: bytes) -> tuple[Lines, Head]:
         raise _unreadable(str(problem.errors()[0]["msg"])) from None
     if not ROWS.fullmatch(rows):
         raise _unreadable("a row is none")
+    try:
+        rows.decode()
+    except UnicodeDecodeError:
+        raise _unreadable("a path is no UTF-8") from None
     abouts = dict(zip(head.abouts.number, head.abouts.rows(), strict=True))
     if not set(map(int, set(NUMBER.findall(rows)))) <= abouts.keys():
         raise _unreadable("a row is about nothing")

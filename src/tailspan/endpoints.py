@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from tailspan import reports
-from tailspan.delivery import LINES_PATH, Place
+from tailspan.delivery import LINES_PATH, File, Place
 from tailspan.delivery import Answer as LinesAnswer
 from tailspan.errors import DeliveryError, QuestionError, Trouble
 from tailspan.inbox import Counts, Inbox
@@ -286,7 +286,7 @@ def log_lines(witness: Witness) -> APIRouter:
         return await witness.receive(request)
 
     @routes.get("/{file}")
-    def get_place(file: str) -> Place:
+    def get_place(file: File) -> Place:
         return witness.place(file)
 
     return routes

@@ -51,6 +51,22 @@ def test_a_delivery_that_is_none_is_refused(client: TestClient) -> None:
         named = {"caller": [caller], "claim": [claim], "identity_source": [source]}
         content = json.dumps(head | {"abouts": head["abouts"] | named}) + "\n"
         assert client.post("/analytics/log-lines", content=content).status_code == expected, named
+    for start, took, path, expected in (
+        (b"9223372036854775807", b"", b"/a", 400),
+        (b"7999999999999999999", b"9" * 18, b"/a", 200),
+        (b"9" * 19, b"", b"/a", 400),
+        (b"1772359200000000000", b"", b"/caf\xc3\xa9", 200),
+        (b"1772359200000000000", b"", b"/caf\xe9", 400),
+    ):
+        row = b"\t".join((b"0", b"a" * 32, b"b" * 16, start, took, b"", path))
+        answer = client.post("/analytics/log-lines", content=json.dumps(head).encode() + b"\n" + row + b"\n")
+        assert answer.status_code == expected, answer.text
+    for read_to, expected in ((2**63 - 1, 200), (2**63, 400)):
+        place = {"file": "0" * 32, "read_to": read_to, "before": ""}
+        content = json.dumps(head | {"place": place}) + "\n"
+        assert client.post("/analytics/log-lines", content=content).status_code == expected
+    for file, expected in (("0" * 32, 200), ("xyz", 422), ("0" * 33, 422)):
+        assert client.get(f"/analytics/log-lines/{file}").status_code == expected
     for column, expected in (("page", 400), ("by_proxy", 200)):  # the latter is not known to older commands
         lacking = json.dumps(head | {"abouts": head["abouts"] | {column: []}}) + "\n"
         assert client.post("/analytics/log-lines", content=lacking).status_code == expected
