@@ -41,7 +41,7 @@ def backfill(
 
     A packed file that is cut off costs its end only; one that was read as another service's, or was rotated away
     meanwhile, itself. Raises LogError before anything is sent where a file cannot be read or is in no format;
-    UnsentError where nothing was sent: else it is among the result's problems.
+    UnsentError where nothing was read: else it is among the result's problems.
     """
     result = Result(Tally(), dry_run)
     files = in_order(_found(paths, formats, origin.zone, result))
@@ -63,7 +63,7 @@ def backfill(
                         bar.update(task, completed=position + sum(sizes[:number]), rate=told)
             sender.wait()
         except UnsentError as problem:
-            if not result.fates.total():
+            if not result.tally.lines:
                 raise
             result.problems.append(problem)
         except KeyboardInterrupt:

@@ -53,8 +53,9 @@ class Receiver:
                 "POST", self.url, body=body, headers=self._headers, retries=retries, timeout=TIMEOUT_S, redirect=False
             )
         except HTTPError as problem:
-            fix = "Start what should receive there, or correct the address; then export again."
-            raise UnsentError(f"{self.url} took nothing: {problem}.", value=self.url, fix=fix) from problem
+            fix = "Start what should receive there, or correct the address."
+            reason = str(getattr(problem, "reason", problem)).rpartition("): ")[2]  # after who says so
+            raise UnsentError(f"{self.url} took nothing: {reason}.", value=self.url, fix=fix) from problem
         if answer.status != 200:
             raise self._refused(answer)
         try:

@@ -26,6 +26,7 @@ DELIVERY_S: Final = 600.0  # in which one is to be answered: InfluxDB takes seco
 START: Final = COLUMNS.index("start_ns")
 URL_FIX: Final = "TAILSPAN_URL says where tailspan is."
 TOKEN_FIX: Final = "This command sends what is in its own environment: TAILSPAN_TOKEN, or TAILSPAN_TOKEN_FILE."
+AGAIN_FIX: Final = "Run this again then: nothing is added twice."
 START_FIX: Final = "Start it, or say by TAILSPAN_URL where it is: tailspan serve"
 Told = TypeVar("Told", Place, Answer)
 
@@ -86,7 +87,7 @@ class Sender:
 
     def _ask(self, told: type[Told], method: str, path: str, **content: Any) -> Told:
         """Waits for a server that is busy, or being started."""
-        began, is_known = time.monotonic(), False
+        began, said = time.monotonic(), ""
         while True:
             waited_s = time.monotonic() - began
             try:
@@ -94,13 +95,14 @@ class Sender:
             except httpx.TransportError as problem:
                 if not _is_refused(problem) or waited_s > START_S:
                     raise self._nobody(problem) from problem
-                if not is_known:
-                    where = f"Nobody answers at {self._client.base_url} yet"
-                    self._console.print(f"{where}: waiting {START_S:.0f} seconds.", markup=False, highlight=False)
-                is_known = True
+                waits = f"Nobody answers at {self._client.base_url} yet: waiting {START_S:.0f} seconds."
             else:
                 if answer.status_code not in AGAIN or waited_s > PATIENCE_S:
                     return self._content(told, answer)
+                waits = f"{self._refusal(answer).message} Waiting {PATIENCE_S:.0f} seconds for that."
+            if waits != said:
+                self._console.print(waits, markup=False, highlight=False)
+                said = waits
             if self._ended.wait(PAUSE_S):
                 raise UnsentError("Stopped before it was sent.")
 
@@ -113,10 +115,14 @@ class Sender:
         if answer.is_success:
             with suppress(ValueError):
                 return told.model_validate_json(answer.content)
-        said = f"{self._client.base_url} answered {answer.status_code}"
+        raise self._refusal(answer)
+
+    def _refusal(self, answer: httpx.Response) -> UnsentError:
+        said, again = f"{self._client.base_url} answered {answer.status_code}", answer.status_code in AGAIN
         if (why := _why(answer)) is None:
-            raise UnsentError(f"{said}, and not as tailspan does: {shown(answer.content)}.", fix=URL_FIX)
-        raise UnsentError(f"{said}: {why}", fix=TOKEN_FIX if answer.status_code == AccessError.status else None)
+            return UnsentError(f"{said}, and not as tailspan does: {shown(answer.content)}.", fix=URL_FIX)
+        fix = TOKEN_FIX if answer.status_code == AccessError.status else AGAIN_FIX if again else None
+        return UnsentError(f"{said}: {why}", fix=fix)
 
 
 def _begun(work: Callable[[], Answer]) -> "Future[Answer]":

@@ -19,15 +19,18 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from starlette.testclient import TestClient
 
+from tailspan import receiver as otlp
 from tailspan.app import create_app
 from tailspan.config import Settings
 from tailspan.encode import BYTES, SPANS, batches
+from tailspan.errors import UnsentError
 from tailspan.span import Heartbeat, Span
 from tailspan.store.duckdb import DuckDB
 from tests.conftest import Launch
 from tests.server.spans import NOW_NS, PROTOBUF, SECOND
 from tests.server.strategies import heartbeats, rich_world, worlds
 from tests.server.views import view
+from tests.stack.engines import free_port
 
 AnyRecord = TypeVar("AnyRecord", Span, Heartbeat)
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
@@ -90,6 +93,14 @@ def test_the_command_moves_a_database_into_a_server_and_sent_again_nothing_is_th
     assert server.end()[0] == 0
     found, beats, history = kept(tmp_path / "target.duckdb")
     assert (found, [beat for beat in beats if beat.service != "tailspan"], history) == before  # beside its own
+
+
+def test_that_nobody_is_there_is_told_without_the_librarys_names() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(UnsentError) as raised:
+        otlp.Receiver(url, {}, attempts=0).send(b"")
+    told = "took nothing: Failed to establish a new connection: [Errno 111] Connection refused."
+    assert str(raised.value) == f"{url}/v1/traces {told} Start what should receive there, or correct the address."
 
 
 def test_what_is_sent_fits_every_receiver_and_is_complete() -> None:

@@ -3,18 +3,22 @@
 import json
 import socket
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import httpx
 import pytest
+from rich.console import Console
 from starlette.testclient import TestClient
 
-from tailspan.delivery import delivery
-from tailspan.errors import AccessError, UnsentError
+from tailspan.backfill import backfill
+from tailspan.delivery import LINES_PATH, delivery
+from tailspan.errors import AccessError, BusyError, UnsentError
 from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Log
 from tailspan.ingest.nginx import chosen
 from tailspan.ingest.tally import Tally
+from tailspan.outcome import Result, show
 from tailspan.query import nanoseconds
 from tests.server.logs import (
     combined,
@@ -109,6 +113,51 @@ def test_what_was_sent_before_something_came_in_the_way_is_told(
     refusing = httpx.MockTransport(lambda _: httpx.Response(403))
     with httpx.Client(base_url="http://x", transport=refusing) as server, pytest.raises(UnsentError):
         read(server, path)
+
+
+AWAY = BusyError("http://c/v1/traces took nothing: Connection refused.", fix="Start what should receive there.")
+LACKS = "http://x answered 503: http://c/v1/traces took nothing: Connection refused. Start what should receive there."
+
+
+def lines_to(post: Callable[[httpx.Request], httpx.Response], path: str, console: Console) -> Result:
+    """What becomes of that log's lines; the server knows its place."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        place = {"file": "0" * 32, "read_to": 0, "before": ""}
+        return httpx.Response(200, json=place) if request.url.path.startswith(f"{LINES_PATH}/") else post(request)
+
+    with httpx.Client(base_url="http://x", transport=httpx.MockTransport(answer)) as server:
+        return backfill([path], server, console, formats=chosen(None), origin=Origin("dashboard"))
+
+
+def test_that_a_server_takes_no_lines_yet_is_said_at_once_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailspan.sending.PAUSE_S", 0)
+    said, heard = StringIO(), list[str]()
+
+    def third_time(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(403)
+        heard.append(said.getvalue())
+        told = {"lines": 1, "added": 1, "known": 0, "twins": 0, "too_old": 0, "unresolved": []}
+        return httpx.Response(200, json=told) if len(heard) > 3 else httpx.Response(503, json=AWAY.body())
+
+    result = lines_to(third_time, written(tmp_path / "a.log", combined()), Console(file=said, width=200))
+    waits = f"{LACKS} Waiting 60 seconds for that.\n"
+    assert (result.fates["added"], heard) == (1, ["", waits, waits, waits])
+
+
+def test_lines_that_nobody_takes_are_told_in_the_closing_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailspan.sending.PATIENCE_S", -1)
+    path, shown = written(tmp_path / "a.log", *[combined()] * 3), StringIO()
+    result = lines_to(lambda _: httpx.Response(503, json=AWAY.body()), path, Console(quiet=True))
+    problem = f"{LACKS} Run this again then: nothing is added twice."
+    found = result.as_json()
+    assert (found["lines"], found["added"], found["unsent"], found["problems"]) == (3, 0, 3, [problem])
+    show(result, Console(file=shown, width=300))
+    rows = [" ".join(row.split()) for row in shown.getvalue().splitlines()]
+    assert rows[-2:] == ["not sent 3 were read, and are read again by another run", f"problem {problem}"]
 
 
 def _nobody_there(_: httpx.Request) -> httpx.Response:
