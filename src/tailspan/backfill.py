@@ -70,7 +70,7 @@ def backfill(
             result.stopped = True
             with suppress(KeyboardInterrupt):
                 sender.stop()
-    if result.fates.total() and not (result.stopped or result.problems):
+    if result.fates.total() and not (result.stopped or result.unsent):
         compare(client, result, origin.service)
     if result.fates["added"] and not (dry_run or result.stopped) and (lost := lost_on_the_way(client)):
         result.problems.append(lost)

@@ -36,6 +36,7 @@ class Result:
     problems: list[TailspanError] = field(default_factory=list)  # what was not read or not sent, and why
     first_ns: int = 2**62  # when what was passed on began first
     last_ns: int = 0
+    compared: bool = False  # with what the server heard of that time
     silent: str | None = None  # the service, where it told of nothing in that time
     hint: str | None = None  # why services may have told of these requests already, and were not found
     stopped: bool = False
@@ -103,6 +104,7 @@ def compare(client: httpx.Client, result: Result, service: str) -> None:
     logged = _told(client, result, source="log", **{"!service": service})
     if live is None or logged is None:
         return
+    result.compared = True
     result.silent = None if service in live else service
     if result.fates["added"]:
         result.hint = _hint(result, service, live, logged)
@@ -185,11 +187,9 @@ def show(result: Result, console: Console) -> None:
             table.add_row(name, f"{count:,}", escape(note))
     if result.unsent:
         table.add_row("not sent", f"{result.unsent:,}", "were read, and are read again by another run")
-    if result.stopped:
-        pass  # of a part nothing can be said
-    elif result.silent and not fates["twins"]:
+    if result.silent and not fates["twins"]:
         table.add_row("coverage", "", escape(f"{result.silent} told nothing of itself in that time: not instrumented"))
-    elif result.coverage is not None:
+    elif result.compared and result.coverage is not None:
         table.add_row("coverage", f"{result.coverage:.1%}", "told by their services; gaps: tailspan coverage")
     for reason, count in tally.dropped.most_common():
         table.add_row("dropped", f"{count:,}", escape(f"{reason}, as in: {tally.examples[reason]}"))

@@ -160,6 +160,24 @@ def test_lines_that_nobody_takes_are_told_in_the_closing_table(tmp_path: Path, m
     assert rows[-2:] == ["not sent 3 were read, and are read again by another run", f"problem {problem}"]
 
 
+def test_of_what_the_server_was_not_asked_about_no_coverage_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended in the middle of a run."""
+    monkeypatch.setattr("tailspan.logfiles.PIECE", 1000)
+    monkeypatch.setattr("tailspan.sending.START_S", -1)
+    told = {"lines": 7, "added": 7, "known": 0, "twins": 0, "too_old": 0, "unresolved": []}
+    answers = iter([httpx.Response(200, json=told)])
+
+    def once(request: httpx.Request) -> httpx.Response:
+        return next(answers, None) or _nobody_there(request)
+
+    path, shown = written(tmp_path / "a.log", *[combined()] * 50), StringIO()
+    show(lines_to(once, path, Console(quiet=True)), Console(file=shown, width=300))
+    names = [row.split("  ")[0].strip() for row in shown.getvalue().splitlines()]
+    assert names == ["lines", "added", "already known", "live twins", "not sent", "problem"]
+
+
 def _nobody_there(_: httpx.Request) -> httpx.Response:
     raise httpx.ConnectError("[Errno 111] Connection refused") from ConnectionRefusedError(111)
 
