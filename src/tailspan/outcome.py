@@ -19,6 +19,7 @@ from tailspan.span import OWN_SERVICE
 FEW: Final = 10  # requests of which nothing can be said; and one in so many is hardly any
 FATES: Final = ("added", "known", "twins", "too_old")  # what becomes of a line
 LOOK_S: Final = 6.0  # in which the server looks anew how its collector does
+NAMED: Final = 5  # of the addresses of no known device
 MANY: Final = 50  # of so many requests one more or less is the same log
 
 
@@ -161,6 +162,11 @@ def _elsewhere(known: int, service: str, logged: dict[str, int]) -> str | None:
     return None
 
 
+def _few(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + f" and {more} more" * (more > 0)
+
+
 def show(result: Result, console: Console) -> None:
     """The closing table."""
     tally, fates = result.tally, result.fates
@@ -176,11 +182,7 @@ def show(result: Result, console: Console) -> None:
         ("live twins", fates["twins"], "their services told of them"),
         ("too old", fates["too_old"], "older than TAILSPAN_RETENTION_DAYS"),
         ("left out", tally.left_out, "by --since and --until"),
-        (
-            "unresolved",
-            len(result.unresolved),
-            f"addresses of no known device: {', '.join(sorted(result.unresolved)[:5])}",
-        ),
+        ("unresolved", len(result.unresolved), f"addresses of no known device: {_few(sorted(result.unresolved))}"),
         ("alike", tally.alike, "equal lines where files meet, counted as the same requests: at most so many more"),
     ):
         if count or name in ("lines", would, "already known", "live twins"):

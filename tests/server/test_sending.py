@@ -1,10 +1,12 @@
 """How the lines of a log come to the server, and who is there instead of it."""
 
 import json
+import re
 import socket
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
@@ -176,6 +178,17 @@ def test_of_what_the_server_was_not_asked_about_no_coverage_is_told(
     show(lines_to(once, path, Console(quiet=True)), Console(file=shown, width=300))
     names = [row.split("  ")[0].strip() for row in shown.getvalue().splitlines()]
     assert names == ["lines", "added", "already known", "live twins", "not sent", "problem"]
+
+
+def test_addresses_of_no_known_device_that_are_too_many_to_name_are_counted(client: TestClient, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.log", *(combined(address=f"100.64.0.{n}") for n in range(1, 8)))
+    console = Console(quiet=True)
+    result = backfill(
+        [path], cast(httpx.Client, client), console, formats=chosen(None), origin=Origin("dashboard"), dry_run=True
+    )
+    show(result, Console(file=(shown := StringIO()), width=300))
+    named = ", ".join(f"100.64.0.{n}" for n in range(1, 6))
+    assert f"addresses of no known device: {named} and 2 more\n" in re.sub(" +\n", "\n", shown.getvalue())
 
 
 def _nobody_there(_: httpx.Request) -> httpx.Response:
