@@ -268,7 +268,10 @@ def test_lists_that_are_cut_say_how_many_entries_they_lack(client: TestClient) -
 def test_data_freshness_is_of_the_service_that_is_asked_for(client: TestClient) -> None:
     client.post("/v1/traces", json=export(span(1, ago=3 * HOUR), service="quiet"))
     client.post("/v1/traces", json=export(span(2, ago=60), service="busy"))
+    client.post("/v1/traces", json=export(span(3, ago=25 * HOUR), service="still"))
+    client.post("/v1/traces", json=export(span(4, ago=50 * HOUR), service="silent"))
     services = {"": "1 min ago", "quiet": "3 h ago", "busy": "1 min ago", "unheard-of": None}
+    services |= {"still": "1 day ago", "silent": "2 days ago"}
     for service, age in services.items():
         asked = {"service": service} if service else {}
         assert get(client, "system-health-history", **asked)["data_freshness"] == age

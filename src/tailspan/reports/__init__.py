@@ -148,10 +148,10 @@ def iso(time_ns: int) -> str:
 
 
 def ago(seconds: float) -> str:
-    """In words: `just now`, `2 min ago`, `3 h ago`, `4 days ago`."""
-    for size, word in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{int(seconds // size)} {word} ago"
+    """In words: `just now`, `2 min ago`, `3 h ago`, `1 day ago`, `4 days ago`."""
+    for size, word, words in ((86400, "day", "days"), (3600, "h", "h"), (60, "min", "min")):
+        if (count := int(seconds // size)) > 0:
+            return f"{count} {word if count == 1 else words} ago"
     return "just now"
 
 
