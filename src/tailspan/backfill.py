@@ -1,5 +1,6 @@
 """`tailspan backfill`: reads logs here, and tells the server of their requests."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from tailspan.delivery import Place
 from tailspan.errors import CutError, LogError, UnsentError
+from tailspan.ingest import shown
 from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Lines, Log
 from tailspan.ingest.nginx import Format
@@ -23,6 +25,7 @@ from tailspan.outcome import Result, compare, lost_on_the_way
 from tailspan.sending import Sender
 
 WRITTEN_S: Final = 3600.0  # ago at most, where nginx may write a log still: an archive may well fill its disk
+STEERING: Final = re.compile(rb"[\x00-\x08\x0a-\x0c\x0e-\x1f]")  # all that is below a space but tab and carriage return
 
 
 def backfill(
@@ -40,8 +43,8 @@ def backfill(
     """Reads the files in the order they were written in; what is known already is counted, and not kept twice.
 
     A packed file that is cut off costs its end only; one that was read as another service's, or was rotated away
-    meanwhile, itself. Raises LogError before anything is sent where a file cannot be read or is in no format;
-    UnsentError where nothing was read: else it is among the result's problems.
+    meanwhile, itself; so does one of several that cannot be read or is in no format. Raises LogError where that is the
+    only one; UnsentError where nothing was read: else it is among the result's problems.
     """
     result = Result(Tally(), dry_run)
     files = in_order(_found(paths, formats, origin.zone, result))
@@ -81,12 +84,11 @@ def backfill(
 
 def _found(paths: Sequence[str], formats: Sequence[Format], zone: str, result: Result) -> Iterator[LogFile]:
     for path in paths:
-        with _going_on(result, CutError):
+        with _going_on(result, LogError if len(paths) > 1 else CutError):
             if file := look(path, formats, zone):
                 yield file
                 continue
-            result.empty.append(shown_path(path))
-            rest = torn(path)
+            _check_text(path, rest := torn(path))
             if path == STDIN and len(rest) > MAX_LINE:
                 result.tally.torn(rest, ENDLESS)
                 fix = "A file that begins like that is read: write it into one."
@@ -96,6 +98,14 @@ def _found(paths: Sequence[str], formats: Sequence[Format], zone: str, result: R
             elif path == STDIN:
                 fix = "Look whether the command before it worked."
                 result.problems.append(LogError("Standard input is empty.", value=path, fix=fix))
+            result.empty.append(shown_path(path))
+
+
+def _check_text(path: str, begin: bytes) -> None:
+    """Raises LogError where that is what nginx never writes."""
+    if STEERING.search(begin):
+        told = f"{'Standard input' if path == STDIN else shown_path(path)} is no text: it begins {shown(begin[:20])}."
+        raise LogError(told, value=path, fix="Name the files of nginx's access_log.")
 
 
 @contextmanager

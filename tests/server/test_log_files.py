@@ -129,14 +129,29 @@ def test_each_version_of_http_is_read_over_either_ip_and_nobody_knows_how_long_i
     assert sorted(found) == sorted((address, "/a/{id}", None) for address in addresses * 4)
 
 
-def test_a_file_in_no_format_stops_before_anything_is_sent(client: TestClient, tmp_path: Path) -> None:
+def test_of_several_files_one_that_cannot_be_read_costs_no_other(client: TestClient, tmp_path: Path) -> None:
     good = written(tmp_path / "good.log", combined())
     bad = written(tmp_path / "bad.log", "what is this?\n")
-    with pytest.raises(
-        LogError, match=r"(?s)bad.log is in none of these formats.*combined: .*what is this\?.*--format"
-    ):
-        read(client, good, bad)
-    assert requests(client) == 0
+    misspelt = str(tmp_path / "god.log")
+    told = r"(?s)bad.log is in none of these formats.*combined: .*what is this\?.*--format"
+    found = read(client, misspelt, good, bad)
+    assert (counts(found), found["files"]) == ({"lines": 1, "added": 1}, 1)
+    missing, unknown = found["problems"]
+    assert missing.startswith(f"{misspelt} cannot be read: No such file or directory. Look for it: ls -l")
+    assert re.search(told, unknown)
+    with pytest.raises(LogError, match=told):  # the only one
+        read(client, bad)
+
+
+@pytest.mark.parametrize("content", [b"\x7fELF\x02\x01\x01\x00" + bytes(range(128, 256)), b"PK\x03\x04", bytes(3000)])
+def test_what_is_no_text_is_a_problem_also_where_no_line_ends(
+    client: TestClient, tmp_path: Path, content: bytes
+) -> None:
+    good, binary = written(tmp_path / "good.log", combined()), written(tmp_path / "ls", content)
+    with pytest.raises(LogError, match=r"ls is no text: it begins .*\. Name the files of nginx's access_log\.$"):
+        read(client, binary)
+    found = read(client, good, binary)
+    assert (found["added"], len(found["problems"]), found["empty"], found["dropped"]) == (1, 1, [], {})
 
 
 def test_a_file_that_is_not_in_the_format_that_was_given_is_not_told_to_give_one(
