@@ -23,8 +23,7 @@ def remove_log(
     tailspan remove-log nginx
     tailspan backfill /var/log/nginx/access.log* --service dashboard
     """
-    if not yes:
-        count = _told().get(service, 0)
+    if not yes and (count := _told().get(service)):
         told = f"{count:,} requests of {service} that only a log told of will be deleted."
         typer.confirm(f"{told} Go on?", abort=True, err=True)
     removed = request(f"/analytics/logs/{quote(service, safe='')}", "DELETE").json()
