@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from tests.conftest import Launch, Program
 from tests.stack.engines import until
 
 PAGES = ("/dashboard", "/costs", "/machines", "/weather")  # the machine may stall while one is visited
-GAP_S = 5.0  # of the polling tab: even gaps are what makes it one, and a busy machine keeps them to half a second
+GAP_S = 5.0  # of the polling tab: even gaps are what makes it one
+ATTEMPTS = 5  # in which the machine may start one of its calls late
 
 
 @dataclass
@@ -88,15 +90,22 @@ def test_a_phone_is_active_within_three_seconds_by_name_device_and_page(flow: Fl
 
 
 def test_an_open_tab_that_polls_was_last_seen_at_its_last_call_that_was_no_poll(flow: Flow) -> None:
-    flow.serve.get("/dashboard", headers=EVA.headers())
-    called: list[float] = []
-    due = time.monotonic()
-    for _ in range(7):
-        time.sleep(max(0, due - time.monotonic()))  # a poller does nothing else
-        called.append(time.time())
-        flow.call("/ree/prices/latest", EVA)
-        due += GAP_S
-    logs = flow.logs(8)
+    def polls(attempt: int) -> tuple[list[float], list[dict[str, Any]]]:
+        """When a tab called, and what is known of it, if that was even to a twentieth; its page begins it anew."""
+        flow.serve.get("/dashboard", headers=EVA.headers())
+        called: list[float] = []
+        due = time.monotonic()
+        for _ in range(7):
+            time.sleep(max(0, due - time.monotonic()))  # a poller does nothing else
+            called.append(time.time())
+            flow.call("/ree/prices/latest", EVA)
+            due += GAP_S
+        logs = flow.logs(8 * attempt)[-8:]
+        starts = [datetime.fromisoformat(log["timestamp"]).timestamp() for log in logs[1:]]
+        is_even = all(abs(then - one - GAP_S) < GAP_S / 20 for one, then in pairwise(starts))
+        return (called, logs) if is_even else ([], [])
+
+    called, logs = next(filter(any, map(polls, range(1, ATTEMPTS + 1))), ([], []))
     assert [log["traffic"] for log in logs] == ["page", "api", "api", "api", "poll", "poll", "poll", "poll"]
     [eva] = flow.active()
     assert (eva["email"], eva["last_seen_at"]) == ("eva@example.com", logs[3]["timestamp"])
