@@ -251,12 +251,8 @@ def test_the_server_records_its_viewers_and_not_its_deliveries(start: Start) -> 
     server = start()
     server.deliver(span(1, ago=2))
     httpx.get(f"{server.url}/analytics/active", headers={"User-Agent": "viewer"})
-    own: list[dict[str, Any]] = []
-    deadline = time.monotonic() + 10
-    while not own and time.monotonic() < deadline:
-        own = [
-            log for log in _logs(server.url) if log["service"] == "tailspan" and log["endpoint"] == "/analytics/active"
-        ]
+    own = until(lambda: [log for log in _logs(server.url) if log["endpoint"] == "/analytics/active"])
+    assert own[0]["service"] == "tailspan"
     assert (own[0]["caller"], own[0]["traffic"], own[0]["status"]) == ("local", "internal", 200)
     assert not [log for log in _logs(server.url) if log["path"] == "/v1/traces"]
 
