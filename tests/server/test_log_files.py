@@ -100,6 +100,17 @@ def test_the_first_request_that_is_written_twice_is_there_once_though_its_first_
     assert counts(read(client, written(tmp_path / "a.log", *lines, both))) == {"lines": 11, "added": 10}
 
 
+def test_the_second_line_of_a_request_is_known_behind_those_of_sixty_others(client: TestClient, tmp_path: Path) -> None:
+    """As workers write them that serve as many at once."""
+    asked = [f"GET /{number} HTTP/1.1" for number in range(60)]
+    at = NOW - timedelta(hours=1)
+    second = [identified(ID + number, at=at, request=one) for number, one in enumerate(asked)]
+    found = read(client, written(tmp_path / "a.log", *map(combined, asked), *second))
+    assert counts(found) == {"lines": 120, "added": 60}
+    [dropped] = found["dropped"].values()
+    assert dropped["lines"] == 60
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_megabytes_without_an_end_of_line_are_one_that_is_dropped(
     client: TestClient, tmp_path: Path, *, packed: bool
