@@ -111,6 +111,37 @@ def test_the_second_line_of_a_request_is_known_behind_those_of_sixty_others(clie
     assert dropped["lines"] == 60
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"bytes": "512"}, {"remote_user": "ana"}, {"referer": "https://dash.tail.ts.net/"}, {"user_agent": "curl/8"}),
+        *({"request": "GET /prices?b HTTP/1.1"}, {"status": "201"}, {"remote_addr": "100.64.0.8"}),
+    ],
+)
+def test_requests_of_one_second_in_two_formats_that_differ_in_anything_both_tell_are_two(
+    client: TestClient, tmp_path: Path, changed: dict[str, str]
+) -> None:
+    """As of two servers of one nginx that write one file, each in its own."""
+    second = identified(ID, at=NOW - timedelta(hours=1), **{"request": "GET /prices?a HTTP/1.1"} | changed)
+    path = written(tmp_path / "a.log", combined("GET /prices?a HTTP/1.1"), second)
+    assert counts(read(client, path)) == {"lines": 2, "added": 2}
+
+
+def test_two_formats_that_have_the_request_in_parts_are_told_apart_by_its_path(
+    client: TestClient, tmp_path: Path
+) -> None:
+    (conf := tmp_path / "nginx.conf").write_text(
+        """log_format short '$remote_addr $msec $request_method "$request_uri" $status';
+        log_format long 'long $remote_addr $msec $request_method "$request_uri" $status';"""
+    )
+    told = f'100.64.0.7 {NOW.timestamp():.3f} GET "/{{}}" 200\n'
+    path = written(tmp_path / "a.log", told.format("a"), f"long {told.format('b')}", f"long {told.format('a')}")
+    found = read(client, path, form=str(conf))
+    assert counts(found) == {"lines": 3, "added": 2}
+    [dropped] = found["dropped"].values()
+    assert dropped["example"].endswith('GET "/a" 200')
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_megabytes_without_an_end_of_line_are_one_that_is_dropped(
     client: TestClient, tmp_path: Path, *, packed: bool

@@ -8,23 +8,32 @@ from operator import itemgetter
 from typing import Final, NamedTuple
 
 from tailspan.ingest.line import CLOCKS, SECOND
-from tailspan.ingest.nginx import Format, unescaped
+from tailspan.ingest.nginx import TIMES, Format, unescaped
 from tailspan.ingest.tally import Tally
 
 NO_FIT: Final = "not in the format"
 TWICE: Final = "two formats in one file, and the line before tells of the same request: nginx writes each twice"
 AT_ONCE: Final = 2**16  # bytes: what is found in many more takes an eighth of the time to keep
 NEAR: Final = 64  # lines among which nginx writes a request again in another format, whatever its workers write between
+WHAT: Final = ("request", "request_uri")
 
 Groups = tuple[bytes, ...]  # the whole line, then what its format's variables say
 Fit = tuple[Format, Groups]
 
 
 class _Near(NamedTuple):
-    """A line that was read just now, and what one of the same request in another format says too."""
+    """A line that was read just now."""
 
     form: Format
-    same: tuple[object, ...]
+    at: int  # in seconds
+    told: dict[str, bytes]  # by variable, as the client sent it
+
+    def is_twin(self, other: "_Near") -> bool:
+        """Whether that line in another format tells of the same request: they agree in all that both tell."""
+        if self.form is other.form or self.at != other.at:
+            return False
+        both = self.told.keys() & other.told.keys()
+        return not both.isdisjoint(WHAT) and all(self.told[name] == other.told[name] for name in both)
 
 
 class Fitting:
@@ -49,7 +58,7 @@ class Fitting:
                 self._newest = found[-NEAR:]
                 yield self._form, found
                 continue
-            self._near.extend(_Near(self._form, self._same(self._form, one)) for one in self._newest)
+            self._near.extend(self._line(self._form, one) for one in self._newest)
             self._newest = []
             for form, fits in groupby(self._one_by_one(some, tally), itemgetter(0)):
                 yield form, [groups for _, groups in fits]
@@ -63,13 +72,13 @@ class Fitting:
                 tally.drop(NO_FIT, line)
                 continue
             self.unfit = 0
-            self._form = form = fit[0]
-            same = self._same(*fit)
-            if twin := next((one for one in self._near if one.form is not form and one.same == same), None):
+            self._form = fit[0]
+            told = self._line(*fit)
+            if twin := next(filter(told.is_twin, self._near), None):
                 self._near.remove(twin)
                 tally.drop(TWICE, line)
                 continue
-            self._near.append(_Near(form, same))
+            self._near.append(told)
             yield fit
 
     def _fit(self, line: bytes) -> Fit | None:
@@ -78,14 +87,14 @@ class Fitting:
                 return form, found.groups()
         return None
 
-    def _same(self, form: Format, groups: Groups) -> tuple[object, ...]:
-        """When to the second, from where, what and the answer: what two lines of one request agree on."""
+    def _line(self, form: Format, groups: Groups) -> _Near:
         told = dict(zip(form.variables, groups[1:], strict=True))
         try:
             at = CLOCKS[form.time](told[form.time], self._zone) // SECOND
         except (ValueError, OverflowError):
             at = 0
-        return at, told["remote_addr"], unescaped(told.get("request", b"")), told["status"]
+        said = {name: unescaped(value) for name, value in told.items() if name not in TIMES}
+        return _Near(form, at, {name: b"" if value == b"-" else value for name, value in said.items()})
 
 
 def _whole_lines(piece: bytes, begin: int) -> bytes:

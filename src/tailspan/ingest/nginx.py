@@ -68,6 +68,7 @@ READ: Final = frozenset(  # the others are passed over
         *("remote_addr", "remote_user", "request", "request_method", "request_uri", "status", "host", "http_host"),
         *("http_referer", "http_user_agent", "http_accept", "http_sec_fetch_dest", "sent_http_content_type"),
         *("http_tailscale_user_login", "upstream_status", "request_id", "request_time"),
+        "body_bytes_sent",  # by which two requests are told apart
         *("msec", "time_iso8601", "time_local"),
     )
 )
