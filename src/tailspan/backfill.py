@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from tailspan.delivery import Place
-from tailspan.errors import CutError, LogError, UnsentError
+from tailspan.errors import CutError, FormatError, LogError, UnsentError
 from tailspan.ingest import shown
 from tailspan.ingest.line import Origin
 from tailspan.ingest.lines import Lines, Log
@@ -43,8 +43,8 @@ def backfill(
     """Reads the files in the order they were written in; what is known already is counted, and not kept twice.
 
     A packed file that is cut off costs its end only; one that was read as another service's, or was rotated away
-    meanwhile, itself; so does one of several that cannot be read or is in no format. Raises LogError where that is the
-    only one; UnsentError where nothing was read: else it is among the result's problems.
+    meanwhile, itself; so does one of several that cannot be read. Raises LogError where that is the only one;
+    FormatError before anything is sent; UnsentError where nothing was read: else it is among the result's problems.
     """
     result = Result(Tally(), dry_run)
     files = in_order(_found(paths, formats, origin.zone, result))
@@ -112,6 +112,8 @@ def _check_text(path: str, begin: bytes) -> None:
 def _going_on(result: Result, but: type[LogError]) -> Iterator[None]:
     try:
         yield
+    except FormatError:  # once all of them can be read nothing is there that should not be
+        raise
     except but as problem:
         result.problems.append(problem)
 

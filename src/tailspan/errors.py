@@ -131,6 +131,10 @@ class LogError(TailspanError):
     code = "log_unreadable"
 
 
+class FormatError(LogError):
+    code = "log_format_unknown"
+
+
 class CutError(LogError):
     code = "log_cut_off"
 

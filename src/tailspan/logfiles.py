@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Final, Literal, NamedTuple, cast
 
-from tailspan.errors import CutError, LogError
+from tailspan.errors import CutError, FormatError
 from tailspan.ingest.line import CLOCKS
 from tailspan.ingest.lines import Log
 from tailspan.ingest.nginx import SAFE, UNSAFE, Format, detected
@@ -118,7 +118,7 @@ def look(path: str, formats: Iterable[Format], zone: str) -> LogFile | None:
     if form is None:
         raise unknown_format(path, first[0], formats)
     if not form.is_safe:
-        raise LogError(f"{shown_path(path)} cannot be believed. {UNSAFE.format(form.name)}", value=path, fix=SAFE)
+        raise FormatError(f"{shown_path(path)} cannot be believed. {UNSAFE.format(form.name)}", value=path, fix=SAFE)
     return LogFile(path, form, _first_time(form, first, zone), key_of(first[0]), is_packed)
 
 

@@ -9,7 +9,7 @@ from shlex import quote
 from shutil import which
 from typing import Final
 
-from tailspan.errors import CutError, LogError
+from tailspan.errors import CutError, FormatError, LogError
 from tailspan.ingest import shown
 from tailspan.ingest.nginx import FORMATS, Format
 
@@ -162,10 +162,10 @@ def _name() -> str:
         return str(os.geteuid())
 
 
-def unknown_format(path: str, line: bytes, formats: Iterable[Format]) -> LogError:
+def unknown_format(path: str, line: bytes, formats: Iterable[Format]) -> FormatError:
     tried = {form.name: form.text for form in formats}
     told = "\n".join(f"  {name}: {text}" for name, text in tried.items())
-    return LogError(
+    return FormatError(
         f"{shown_path(path)} is in none of these formats:\n{told}\nIts first line: {shown(line)}\n",
         value=path,
         fix=NAME_IT if tried == FORMATS else OTHER,
