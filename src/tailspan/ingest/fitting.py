@@ -93,8 +93,8 @@ class Fitting:
             at = CLOCKS[form.time](told[form.time], self._zone) // SECOND
         except (ValueError, OverflowError):
             at = 0
-        said = {name: unescaped(value) for name, value in told.items() if name not in TIMES}
-        return _Near(form, at, {name: b"" if value == b"-" else value for name, value in said.items()})
+        said = {name: b"" if value == b"-" else unescaped(value) for name, value in told.items() if name not in TIMES}
+        return _Near(form, at, said)
 
 
 def _whole_lines(piece: bytes, begin: int) -> bytes:
