@@ -124,9 +124,9 @@ TABLES: Final = {
 }
 NO_LOGS: Final[Mapping[str, str]] = {}
 LANGUAGES: Final = ("en", "es")
-# What nginx answers before it asks for a password (ngx_http_core_module.h: phases before ACCESS, and what ends it), so
-# that whoever came may have written any user: redirects, what it could not read, limits, who did not wait, refusals.
-UNASKED: Final = (*range(300, 304), *range(305, 400), 400, 401, 403, 408, 413, 414, 421, 429, *range(494, 500), 503)
+# What nginx answers only once it looked at the password, where no `return` stands: all else (redirects, refusals,
+# limits, what it cannot read or find) comes before that too (ngx_http_core_module.h: phases), whatever user was sent.
+ADMITTED: Final = (101, *range(200, 300), 304)
 CLAIMS: Final = {"TS-User": "serve_header", "$remote_user": "nginx_auth"}  # → identity_source of a line with one
 FEATURES: Final = {"routes": "route = feature", "pages": "page = feature", "cards": "card's name = feature"}
 CHECKERS: Final = {

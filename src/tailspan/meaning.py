@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import duckdb
 
-from tailspan.labels import UNASKED, Checker, Labels
+from tailspan.labels import ADMITTED, Checker, Labels
 
 DESCRIBED_TABLE: Final = "meaning.described"  # in memory
 S: Final = 10**9
@@ -52,7 +52,7 @@ STATED: Final = f"""
         FROM (SELECT *, source = 'log' AND login IS NULL
                         AND identity_source IN ('serve_header', 'nginx_auth') AS claimed,
                      claimed AND list_contains($trusted_logs, service || chr(9) || identity_source)
-                     AND NOT (identity_source = 'nginx_auth' AND coalesce(status, 0) IN {UNASKED})
+                     AND (identity_source <> 'nginx_auth' OR coalesce(status, 0) IN {ADMITTED})
                      AS believed FROM about))"""
 
 # address → whose it was, for all times: entries as they are, and what lies before, between and after them

@@ -58,20 +58,13 @@ def is_device(span: Span) -> bool:
 def claimed(span: Span, labels: Labels) -> Span:
     """ "`TS-User` and `$remote_user` are identity, when read, only for a log whose proxy is declared to blank them."
 
-    Elsewhere the line names nobody, and "`internal` (caller local …)" holds; nor does one of an answer that nginx gives
-    before it asks for a password.
+    Elsewhere the line names nobody, and "`internal` (caller local …)" holds; nor does one of an answer that nginx may
+    give before it asks for a password.
     """
     if span.source != "log" or span.login or span.identity_source not in ("serve_header", "nginx_auth"):
         return span._replace(claim=None)
-    asked = (
-        span.identity_source == "serve_header"
-        or span.status is None
-        or not (
-            (300 <= span.status < 400 and span.status != 304)
-            or span.status in (400, 401, 403, 408, 413, 414, 421, 429, 503)
-            or 494 <= span.status <= 499
-        )
-    )
+    admitted = span.status is not None and (span.status in (101, 304) or 200 <= span.status < 300)
+    asked = span.identity_source == "serve_header" or admitted
     if asked and labels.trusted_logs.get(span.service) == span.identity_source:
         return span._replace(login=span.claim, caller="person")
     internal = span.caller == "local" and span.traffic != "agent"

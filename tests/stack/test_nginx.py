@@ -569,8 +569,15 @@ def test_a_user_counts_whose_password_is_right(tmp_path: Path, nginx: Nginx, fol
     ):
         asked = CLIENT.get(f"{nginx.url}/private/{path}", auth=("ana@example.com", password))
         assert asked.status_code == status
-    named = {("/private/http.conf", 200, "ana@example.com"), ("/private/nowhere", 404, "ana@example.com")}
-    nobody = {("/private/http.conf", 401, None), ("/private/old", 302, None)}
+    refused = CLIENT.request("TRACE", f"{nginx.url}/private/trace", auth=("ana@example.com", "wrong"))
+    assert refused.status_code == 405
+    named = {("/private/http.conf", 200, "ana@example.com")}
+    nobody = {
+        ("/private/nowhere", 404, None),
+        ("/private/http.conf", 401, None),
+        ("/private/old", 302, None),
+        ("/private/trace", 405, None),
+    }
 
     def told() -> set[tuple[Any, ...]]:
         logs = CLIENT.get(f"{url}/analytics/access-logs", params={"service": "shop"}).json()["logs"]
