@@ -92,7 +92,8 @@ KEEP: Final = """
     INSERT INTO request (trace_id, span_id, parent_id, start_ns, duration_ns, open_ns, path, number)
     SELECT trace_id, span_id, NULL, start_ns, duration_ns, open_ns, path, number FROM line"""
 # what a line and its live span have in common where no id tells; from the own machine a service may see no address
-ALIKE: Final = "(service, method, status, path, CASE WHEN caller <> 'local' THEN coalesce(address, client_address) END)"
+ALIKE: Final = """(service, method, status, path, CASE WHEN coalesce(address, client_address) NOT LIKE '127.%'
+        AND coalesce(address, client_address) <> '::1' THEN coalesce(address, client_address) END)"""
 PATH: Final = 3  # of ALIKE
 LONELY: Final = f"""
     SELECT trace_id, span_id, start_ns + coalesce(duration_ns, open_ns, 0), {ALIKE} AS alike
@@ -263,8 +264,9 @@ def reconcile(cursor: duckdb.DuckDBPyConnection, spans: Iterable[Span]) -> int:
 
 
 def _alike(span: Span) -> tuple[object, ...]:
-    address = None if span.caller == "local" else span.address or span.client_address
-    return span.service, span.method, span.status, span.path, address
+    address = span.address or span.client_address or "::1"
+    own = address == "::1" or address.startswith("127.")
+    return span.service, span.method, span.status, span.path, None if own else address
 
 
 def candidates(found: duckdb.DuckDBPyConnection) -> Iterator[Candidate]:

@@ -176,6 +176,25 @@ def test_that_services_may_have_told_of_these_requests_under_another_name_or_pat
     assert read(client, early, origin={"service": "nginx"})["hint"] is None
 
 
+@pytest.mark.parametrize("live_first", [True, False], ids=["live first", "line first"])
+@pytest.mark.parametrize("seen", [{}, {"client.address": "127.0.0.1"}, {"client.address": "::1"}], ids=str)
+def test_without_ids_what_comes_from_the_own_machine_meets_its_line_however_the_service_sees_it(
+    client: TestClient, tmp_path: Path, seen: dict[str, str], live_first: bool
+) -> None:
+    asked = {"http.request.method": "GET", "url.path": "/prices", "http.response.status_code": 200}
+    path = written(tmp_path / "a.log", combined(at=f"{NOW:%d/%b/%Y:%H:%M:%S +0000}", address="127.0.0.1"))
+
+    def tell() -> None:
+        assert client.post("/v1/traces", json=export(span(1, asked | seen, took_ms=42))).status_code == 200
+
+    if live_first:
+        tell()
+    read(client, path)
+    if not live_first:
+        tell()
+    assert (requests(client), requests(client, source="live")) == (1, 1)
+
+
 def test_without_ids_what_comes_later_takes_its_line_too(client: TestClient, tmp_path: Path) -> None:
     path = written(tmp_path / "a.log", *(combined(at=f"01/Mar/2026:11:00:0{n} +0000") for n in (1, 2, 3)))
     read(client, path)
