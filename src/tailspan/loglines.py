@@ -6,8 +6,9 @@ nobody of it; its line's point is deleted then.
 
 import threading
 import time
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Final, Protocol
@@ -39,7 +40,7 @@ from tailspan.receiver import Receiver
 from tailspan.span import ABOUT, Span
 from tailspan.store.duckdb import INSERT_ABOUT, DuckDB, by_column
 
-DELETES: Final = 500  # at once: each takes InfluxDB a while
+DELETES: Final = 200  # at once: each takes InfluxDB a while
 ARRIVING_S: Final = 60.0  # as long may a line be in the collector
 ARRIVING: Final = 100_000  # at most so many are remembered
 LOOK_BACK_NS: Final = 48 * HOUR  # how late a live span may come
@@ -200,18 +201,25 @@ class LogLines:
             around = {"early": of.start_ns, "late": of.end_ns}
             ledger.settle(cursor, *of, candidates(cursor.execute(ledger.FREE, around)), "request")
             self._keep_settled(cursor)
-            found = sorted([*cursor.execute(GONE).fetchall(), *self._arriving()])
-            runs = [list(run) for gone, run in groupby(found, key=lambda row: row[1]) if gone]
+            found, sent = cursor.execute(GONE).fetchall(), self._arriving()
+            stretches = groupby(found, key=lambda row: (row[1], *_among(row[0], sent)))
+            runs = [list(run) for (gone, *_), run in stretches if gone]
             for run in runs[:DELETES]:  # before another line is added, which would go with its neighbours
                 self._bucket.delete('"tailspan.source"="log"', Range(run[0][0], run[-1][0] + 1))
         return sum(map(len, runs[:DELETES]))
 
-    def _arriving(self) -> Iterator[tuple[int, bool]]:
-        """Between which times InfluxDB may get lines meanwhile: a stretch of those that go ends there."""
+    def _arriving(self) -> list[int]:
+        """Where InfluxDB may get lines meanwhile."""
         while self._sent and self._sent[0][0] < time.monotonic() - ARRIVING_S:
             self._sent.popleft()
-        for _, start_ns in self._sent:
-            yield from ((start_ns, False), (start_ns + SPREAD_NS, False))
+        return sorted(start_ns for _, start_ns in self._sent)
+
+
+def _among(start_ns: int, sent: Sequence[int]) -> tuple[int, int]:
+    """The same for neighbours between which none of these arrives: the collector spreads each over SPREAD_NS."""
+    before = bisect_right(sent, start_ns)
+    is_near = before > 0 and start_ns <= sent[before - 1] + SPREAD_NS
+    return before, start_ns if is_near else 0
 
 
 def _stretches(hours: Iterable[int]) -> Iterator[tuple[int, int]]:

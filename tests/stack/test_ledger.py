@@ -349,17 +349,23 @@ def test_live_requests_as_many_as_the_lines_that_went_before_are_not_overlooked(
         assert (influxdb.reconcile(now_ns), influxd.count()) == (1, 3)
 
 
+@pytest.mark.parametrize("apart_s", [1, 0])
 def test_a_line_that_arrives_between_those_that_go_stays(
-    client: TestClient, influxd: Influxd, collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: TestClient,
+    influxd: Influxd,
+    collector: Collector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    apart_s: int,
 ) -> None:
     """It was in the collector while those were looked for."""
-    told = [NOW + timedelta(seconds=number) for number in range(3)]
-    lines = [identified(0, at=told[number], request_id=request_id(number).hex(), took="0.005") for number in range(3)]
-    read(client, written(tmp_path / "a.log", lines[0], lines[2]), now=NOW + timedelta(hours=1))
-    there(influxd, 2)
-    live(collector, 0, at=told[0])
-    live(collector, 2, at=told[2])
-    there(influxd, 4)
+    told = [NOW + timedelta(seconds=apart_s * (number * 7 % 15)) for number in range(15)]
+    lines = [identified(0, at=at, request_id=request_id(number).hex(), took="0.005") for number, at in enumerate(told)]
+    read(client, written(tmp_path / "a.log", *lines[:10]), now=NOW + timedelta(hours=1))
+    there(influxd, 10)
+    for number in range(10):
+        live(collector, number, at=told[number])
+    there(influxd, 20)
     waiting: list[bytes] = []
     send, delete = Receiver.send, Bucket.delete
 
@@ -370,15 +376,15 @@ def test_a_line_that_arrives_between_those_that_go_stays(
     def arrive_and_delete(bucket: Bucket, *what: Any) -> None:
         while waiting:
             send(Receiver(collector.endpoint), waiting.pop())
-            there(influxd, 5)
+            there(influxd, 25)
         delete(bucket, *what)
 
     with monkeypatch.context() as changed:
         changed.setattr(Receiver, "send", wait)
-        read(client, written(tmp_path / "b.log", lines[1]), now=NOW + timedelta(hours=1), origin={"service": "shop"})
+        read(client, written(tmp_path / "b.log", *lines[10:]), now=NOW + timedelta(hours=1), origin={"service": "shop"})
     monkeypatch.setattr(Bucket, "delete", arrive_and_delete)
     store: InfluxDB = client.app.state.store  # type: ignore[attr-defined]
-    assert (store.reconcile(int(told[2].timestamp()) * 10**9), waiting, influxd.count()) == (2, [], 3)
+    assert (store.reconcile(int(max(told).timestamp()) * 10**9), waiting, influxd.count()) == (10, [], 15)
 
 
 @pytest.mark.parametrize("live_first", [True, False], ids=["live first", "line first"])
