@@ -93,8 +93,8 @@ def _told(of: Coverage) -> Told:
         message += f" Of these it told nothing, in UTC: {named}{more}. Look whether it ran, and sent."
     if own := of.doubled.get(OWN_SERVICE):
         message += (
-            f" {own:,} are there twice: {OWN_SERVICE} is behind that proxy, and told of its own requests. The ids of "
-            "requests, in the log and passed on, mend that for those to come: docs/backfill.md, http.conf, proxy.conf."
+            f" {own:,} may be there twice: {OWN_SERVICE} told of the same paths at the same moments, as it does behind "
+            "that proxy. The ids of requests, in the log and passed on, tell: docs/backfill.md, http.conf, proxy.conf."
         )
     if of.service in of.doubled:  # of one that told of nothing itself all would be lost
         message += f" Once that is set up, take the lines out: {removal(of.service)}"

@@ -127,16 +127,20 @@ class Follower:
                     if read.told:
                         self._trouble[path] = read.told(path)
                 elif seen.size:
-                    file = look(path, self._formats, self._origin.zone)
+                    try:
+                        file = look(path, self._formats, self._origin.zone)
+                    except CutError as problem:
+                        self._pass(path, seen, partial(cut, reason=str(problem.value)))
+                        continue
                     if not file:
-                        self._pass(path, seen)
+                        begin = torn(path)
+                        self._pass(path, seen, partial(lineless, begin=begin) if begin else None)
                     elif not self._is_in_the_making(file, seen):
                         yield file, seen
         self._read = {seen: read for seen, read in self._read.items() if seen in present}
 
-    def _pass(self, path: str, seen: Seen) -> None:
+    def _pass(self, path: str, seen: Seen, told: Callable[[str], LogError] | None) -> None:
         """Leaves a file without a line until it changes, unless another has its name by now."""
-        told = partial(lineless, begin=begin) if (begin := torn(path)) else None
         if Path(path).stat().st_ino == seen.inode:
             self._read[seen] = _Read(is_sure=True, first_at=0, last_at=0, told=told)
             if told:

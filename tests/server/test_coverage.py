@@ -266,7 +266,7 @@ def test_what_the_server_told_of_itself_and_a_log_without_ids_has_too_is_no_reas
     assert service["doubled_by"] == ["tailspan"]
     assert message(client) == (
         "0 of the 65 requests that its proxy saw in the last 24 hours it told of itself (0.0%). "
-        "It is not instrumented, or sent nothing all the time. 5 are there twice: tailspan is behind that proxy, and "
-        "told of its own requests. The ids of requests, in the log and passed on, mend that for those to come: "
+        "It is not instrumented, or sent nothing all the time. 5 may be there twice: tailspan told of the same paths "
+        "at the same moments, as it does behind that proxy. The ids of requests, in the log and passed on, tell: "
         "docs/backfill.md, http.conf, proxy.conf."
     )
