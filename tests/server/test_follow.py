@@ -45,6 +45,19 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which files were looked at."""
+    paths: list[str] = []
+
+    def noted(path: str, *of: Any) -> Any:
+        paths.append(path)
+        return look(path, *of)
+
+    monkeypatch.setattr("tailspan.follow.look", noted)
+    return paths
+
+
+@pytest.fixture
 def delivered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many lines each delivery to the ledger had."""
     totals: list[int] = []
@@ -213,17 +226,8 @@ def test_without_its_checkpoints_it_reads_all_again_and_adds_nothing(store: Duck
     assert store.count() == 20
 
 
-def test_a_file_without_a_line_is_told_and_looked_at_once(
-    store: DuckDB, log: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_without_a_line_is_told_and_looked_at_once(store: DuckDB, log: Path, looked: list[str]) -> None:
     """As one of zeros, which a crash left. One that is empty once it is unpacked is no trouble."""
-    looked: list[str] = []
-
-    def noted(path: str, *of: Any) -> Any:
-        looked.append(path)
-        return look(path, *of)
-
-    monkeypatch.setattr("tailspan.follow.look", noted)
     follower, empty, zeros = following(store, log), Path(f"{log}.2.gz"), Path(f"{log}.1")
     empty.write_bytes(gzip.compress(b""))
     assert (follower.step(), follower.state) == (False, ("ok", f"{log}* is read."))
@@ -242,15 +246,8 @@ def test_a_file_without_a_line_is_told_and_looked_at_once(
 
 
 def test_a_packed_file_that_is_cut_off_before_its_first_line_ends_is_told_and_looked_at_once(
-    store: DuckDB, log: Path, monkeypatch: pytest.MonkeyPatch
+    store: DuckDB, log: Path, looked: list[str]
 ) -> None:
-    looked: list[str] = []
-
-    def noted(path: str, *of: Any) -> Any:
-        looked.append(path)
-        return look(path, *of)
-
-    monkeypatch.setattr("tailspan.follow.look", noted)
     follower, packed = following(store, log), Path(f"{log}.1.gz")
     packed.write_bytes(gzip.compress(b"\0" * 100_000)[:-20])
     for _ in range(3):
