@@ -227,10 +227,9 @@ def coverage(
             told = f"{_named(one)} told of none of them: it is not instrumented, or it sent nothing all the time."
             out.print(escape(told), highlight=False)
         if one["doubled"]:
-            told = (
-                f"{one['doubled']:,} of {_named(one)} are there twice, as lines and as {', '.join(one['doubled_by'])} "
-            )
-            out.print(escape(f"{told}told of them: docs/backfill.md, Coverage, says what mends that"), highlight=False)
+            names = ", ".join(one["doubled_by"])
+            told = f"{one['doubled']:,} of {_named(one)} seem to be there twice, as lines and as {names} told of them"
+            out.print(escape(f"{told}: docs/backfill.md, Coverage, says what mends that"), highlight=False)
         for gap in one["gaps"]:
             told = f"{_named(one)} told nothing from {gap['start']} to {gap['end']}: {gap['requests']} requests"
             out.print(escape(told), highlight=False)
